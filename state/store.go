@@ -1,0 +1,30 @@
+package state
+
+import (
+	"context"
+	"errors"
+
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Store keeps tailnets durably. db.DB is the one in use; its SQLite and PostgreSQL sides pass the same tests.
+type Store interface {
+	// Load reads everything the tailnet holds, at one Rev.
+	Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error)
+
+	// Commit writes ch as one transaction that takes the tailnet from Rev known to the Rev returned, and appends to its
+	// revisions. It is durable when Commit returns. If the tailnet is no longer at known, or a unique key is taken by
+	// somebody else's commit, nothing is written and the error is ErrConflict. Deleted nodes leave a tombstone.
+	Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error)
+
+	// SavePresence writes soft state, without a new Rev. Unknown ids are ignored.
+	SavePresence(ctx context.Context, id tailnet.ID, p map[tailnet.NodeID]tailnet.Presence) error
+
+	// DeletedNode is the node that was deleted while it had this NodeKey, or nil if there was none (or it is long ago).
+	DeletedNode(ctx context.Context, id tailnet.ID, k key.NodePublic) (*tailnet.Node, error)
+}
+
+// ErrConflict is what Store.Commit returns if somebody else has changed the tailnet.
+var ErrConflict = errors.New("the tailnet has been changed by somebody else")

@@ -1,0 +1,324 @@
+// Package tailnet holds the words every other package of Skein shares: tailnets, users, nodes, keys, revisions and the
+// changes between two revisions. It is plain data: no I/O, no clock, no goroutine, nothing of SQL and nothing of the wire
+// format beyond the vocabulary of tailcfg and types/key.
+//
+// # Words
+//
+// A Tailnet is the unit of isolation: it has its own nodes, users, policy, addresses and DNS zone. A User owns nodes (the
+// command line calls it a namespace); it isolates nothing by itself. A Node is one login of one machine: the machine is
+// known by its MachineKey, the login by its NodeKey (the WireGuard key), so that two profiles on one machine are two nodes.
+// A PreAuthKey lets a node join without a person. A Login is a registration that waits for a person. A Rev numbers the
+// committed changes of one tailnet, and Changes says what one such commit does.
+//
+// # Invariants
+//
+// Values are immutable once they have been handed to anybody else: to change a Node, take Clone, change the copy and put
+// it back through state.Tx. Pointers may therefore be compared: the same pointer is the same value. Ids are never used
+// again, not even after deletion. Zero times mean "never" (expiry) or "unknown" (last seen).
+package tailnet
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+)
+
+type (
+	// ID identifies a tailnet on one installation. The first one, DefaultID, is made by the first migration.
+	ID int64
+	// NodeID identifies a node within its tailnet: above zero, below 1<<53, never used again (tailcfg.Node.ID).
+	NodeID int64
+	// UserID identifies a user within its tailnet: above zero, never used again.
+	UserID int64
+	// PreAuthKeyID identifies a pre-auth key within its tailnet.
+	PreAuthKeyID int64
+	// Rev numbers the committed changes of one tailnet. It grows by one with each commit; 0 is "nothing committed yet".
+	Rev int64
+)
+
+func (id NodeID) String() string { return strconv.FormatInt(int64(id), 10) }
+func (id UserID) String() string { return strconv.FormatInt(int64(id), 10) }
+
+// Tailcfg is the id as clients see it.
+func (id NodeID) Tailcfg() tailcfg.NodeID { return tailcfg.NodeID(id) }
+
+// Tailcfg is the id as clients see it.
+func (id UserID) Tailcfg() tailcfg.UserID { return tailcfg.UserID(id) }
+
+// DefaultID is the tailnet that every installation has.
+const DefaultID ID = 1
+
+// DefaultName is the name of the tailnet that every installation has.
+const DefaultName = "default"
+
+// TaggedDevices is the owner that clients are shown for tagged nodes, which have no user of their own. The number is the
+// one headscale shows, so that a taken-over network keeps it (tailcfg.Node.User must have a profile).
+const TaggedDevices UserID = 2147455555
+
+// TaggedDevicesName is the login name shown for TaggedDevices.
+const TaggedDevicesName = "tagged-devices"
+
+// Tailnet is the unit of isolation and its settings.
+type Tailnet struct {
+	ID   ID
+	Name string
+	// Counters of the ids handed out so far; the next one is one higher.
+	LastNodeID       NodeID
+	LastUserID       UserID
+	LastPreAuthKeyID PreAuthKeyID
+}
+
+// User owns nodes.
+type User struct {
+	ID          UserID
+	Name        string // unique in the tailnet, lower case; what the command line calls the namespace
+	DisplayName string // free text, may be empty
+	Email       string // may be empty
+	Created     time.Time
+}
+
+// LoginName is the user's name as clients store and show it; it is never empty, because a client does not save a profile
+// without one (tailcfg.Login.LoginName).
+func (u *User) LoginName() string {
+	if u.Email != "" {
+		return u.Email
+	}
+	return u.Name
+}
+
+// Title is what people are shown: the display name, or else the name.
+func (u *User) Title() string {
+	if u.DisplayName != "" {
+		return u.DisplayName
+	}
+	return u.Name
+}
+
+// How a node was registered; kept for people to read.
+const (
+	RegisteredByKey = "auth_key"
+	RegisteredByCLI = "cli"
+)
+
+// Node is one login of one machine.
+type Node struct {
+	ID       NodeID
+	StableID string // never empty, unique on the installation; clients store it (exit node choice, profile)
+
+	MachineKey key.MachinePublic // proven by Noise on every connection
+	NodeKey    key.NodePublic    // WireGuard key; unique on the installation
+	OldNodeKey key.NodePublic    // the key before the last rotation, zero if none: its open map session may still finish
+	DiscoKey   key.DiscoPublic   // zero until the first lite update
+
+	User UserID   // owner; zero if the node is tagged
+	Tags []string // "tag:NAME", sorted; a tagged node has no user
+
+	Hostname  string // as the machine calls itself
+	Name      string // MagicDNS label: unique in the tailnet, valid in DNS
+	NameFixed bool   // an administrator chose Name: a new Hostname does not change it
+
+	IPv4 netip.Addr // zero if the tailnet has no IPv4 prefix
+	IPv6 netip.Addr // zero if the tailnet has no IPv6 prefix
+
+	Ephemeral      bool
+	RegisterMethod string
+	PreAuthKey     PreAuthKeyID // the key that it joined with; 0 if none, or if that key is gone
+
+	Created    time.Time
+	Expiry     time.Time // end of the NodeKey; zero: never
+	Authorized bool      // approved by an administrator where approval is asked for
+
+	Hostinfo       *tailcfg.Hostinfo // never nil; without RoutableIPs' order meaning anything
+	Endpoints      []netip.AddrPort
+	EndpointTypes  []tailcfg.EndpointType
+	HomeDERP       int                       // region; 0: not known yet
+	Capver         tailcfg.CapabilityVersion // of its last request
+	ApprovedRoutes []netip.Prefix            // sorted; kept while the node does not advertise them
+
+	NLKey        key.NLPublic // tailnet lock key; zero if the client has none
+	KeySignature []byte       // tailnet lock signature of NodeKey
+}
+
+// Clone returns a copy that may be changed. Slices and Hostinfo are shared with the original: replace them, do not write
+// into them.
+func (n *Node) Clone() *Node {
+	c := *n
+	return &c
+}
+
+// Tagged reports whether the node belongs to its tags instead of to a user.
+func (n *Node) Tagged() bool { return len(n.Tags) > 0 }
+
+// Owner is the user that clients are shown for the node.
+func (n *Node) Owner() UserID {
+	if n.Tagged() {
+		return TaggedDevices
+	}
+	return n.User
+}
+
+// Expired reports whether the node's key has ended at now.
+func (n *Node) Expired(now time.Time) bool { return !n.Expiry.IsZero() && !n.Expiry.After(now) }
+
+// Addrs are the node's own addresses, IPv4 first.
+func (n *Node) Addrs() []netip.Addr {
+	out := make([]netip.Addr, 0, 2)
+	if n.IPv4.IsValid() {
+		out = append(out, n.IPv4)
+	}
+	if n.IPv6.IsValid() {
+		out = append(out, n.IPv6)
+	}
+	return out
+}
+
+// AdvertisedRoutes are the subnet and exit routes that the node offers.
+func (n *Node) AdvertisedRoutes() []netip.Prefix {
+	if n.Hostinfo == nil {
+		return nil
+	}
+	return n.Hostinfo.RoutableIPs
+}
+
+// ActiveRoutes are the routes that are both advertised and approved, sorted. Only these can ever be used.
+func (n *Node) ActiveRoutes() []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range n.ApprovedRoutes {
+		if slices.Contains(n.AdvertisedRoutes(), p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Presence is what is known of a node's connection: soft state, which may be some seconds old after a restart.
+type Presence struct {
+	Online   bool
+	LastSeen time.Time      // while Online: when it came online
+	Primary  []netip.Prefix // routes that it carries, sorted
+}
+
+// PreAuthKey lets nodes join without a person. The secret is not kept, only its SHA-256: it has 128 random bits and more.
+type PreAuthKey struct {
+	ID        PreAuthKeyID
+	Prefix    string // the part of the key that may be shown, to tell keys apart
+	Hash      [32]byte
+	User      UserID   // owner of the nodes that join with it; zero if Tags are set
+	Tags      []string // given to the nodes that join with it
+	Reusable  bool
+	Ephemeral bool
+	Used      bool // a node has joined with it
+	Created   time.Time
+	Expires   time.Time // zero: never
+	Revoked   bool
+}
+
+// Usable returns nil if a new node may join with the key at now, or else an Error that says why not.
+func (k *PreAuthKey) Usable(now time.Time) error {
+	switch {
+	case k.Revoked:
+		return Errorf(Denied, "this auth key has been revoked; ask for a new one")
+	case !k.Expires.IsZero() && !k.Expires.After(now):
+		return Errorf(Denied, "this auth key expired at %s; ask for a new one", k.Expires.UTC().Format(time.RFC3339))
+	case k.Used && !k.Reusable:
+		return Errorf(Denied, "this auth key can be used once only and has been used; ask for a new one")
+	}
+	return nil
+}
+
+// Login is a registration that waits for a person. It is not part of a snapshot: it lives in its own table until
+// somebody completes it or its time is over.
+type Login struct {
+	ID         string // random, unguessable; the last path element of the URL that the client prints
+	Tailnet    ID
+	MachineKey key.MachinePublic
+	NodeKey    key.NodePublic
+	OldNodeKey key.NodePublic
+	NLKey      key.NLPublic
+	Hostinfo   *tailcfg.Hostinfo
+	Expiry     time.Time // as the client asked for; zero if it did not
+	Ephemeral  bool
+	Capver     tailcfg.CapabilityVersion
+	Remote     string // address the request came from, for people to read
+	Created    time.Time
+}
+
+// Changes is what one commit does to a tailnet: the rows as they are afterwards.
+type Changes struct {
+	Tailnet *Tailnet // set if its settings or counters changed
+
+	PutNodes       []*Node
+	DeleteNodes    []NodeID
+	PutUsers       []*User
+	DeleteUsers    []UserID
+	PutPreAuthKeys []*PreAuthKey
+	DeletePreAuth  []PreAuthKeyID
+
+	Why  []string  // one entry per change that was grouped into this commit
+	When time.Time // of the commit
+}
+
+// Empty reports whether there is nothing to commit.
+func (c *Changes) Empty() bool {
+	return c.Tailnet == nil && len(c.PutNodes)+len(c.DeleteNodes)+len(c.PutUsers)+len(c.DeleteUsers)+
+		len(c.PutPreAuthKeys)+len(c.DeletePreAuth) == 0
+}
+
+// Contents is everything a tailnet holds at one Rev, as the store reads it at start.
+type Contents struct {
+	Rev         Rev
+	Tailnet     Tailnet
+	Nodes       []*Node // sorted by id
+	Users       []*User // sorted by id
+	PreAuthKeys []*PreAuthKey
+	Presence    map[NodeID]Presence // as saved last
+}
+
+// FormatPrefixes writes prefixes the way people read them, separated by ", ".
+func FormatPrefixes(ps []netip.Prefix) string {
+	s := ""
+	for i, p := range ps {
+		if i > 0 {
+			s += ", "
+		}
+		s += p.String()
+	}
+	return s
+}
+
+// SortPrefixes sorts prefixes by address, then by length, and drops repetitions. It works in place.
+func SortPrefixes(ps []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(ps, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	return slices.Compact(ps)
+}
+
+// ParseRoute reads a prefix that a node may route: host bits must be zero. The error says what would be right.
+func ParseRoute(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			return netip.Prefix{}, Errorf(Invalid, "%q is an address, not a prefix: write %s", s, netip.PrefixFrom(a, a.BitLen()))
+		}
+		return netip.Prefix{}, Errorf(Invalid, "%q is not a prefix such as 192.168.199.0/24", s)
+	}
+	if m := p.Masked(); m != p {
+		return netip.Prefix{}, Errorf(Invalid, "%s has bits set behind its length: the prefix is %s", s, m)
+	}
+	return p, nil
+}
+
+// IsExitRoute reports whether p is one of the two routes of an exit node.
+func IsExitRoute(p netip.Prefix) bool { return p.Bits() == 0 }
+
+// ShortName describes a node in a sentence: `homeds (2)`.
+func (n *Node) ShortName() string { return fmt.Sprintf("%s (%d)", n.Name, n.ID) }
