@@ -2,7 +2,6 @@ package state
 
 import (
 	"context"
-	"errors"
 
 	"tailscale.com/types/key"
 
@@ -27,4 +26,4 @@ type Store interface {
 }
 
 // ErrConflict is what Store.Commit returns if somebody else has changed the tailnet.
-var ErrConflict = errors.New("the tailnet has been changed by somebody else")
+var ErrConflict = tailnet.ErrConflict

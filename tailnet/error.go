@@ -45,3 +45,6 @@ func CodeOf(err error) Code {
 	}
 	return Internal
 }
+
+// ErrConflict is what a store's Commit returns if somebody else has changed the tailnet: nothing was written, load and try again.
+var ErrConflict = errors.New("the tailnet has been changed by somebody else")
