@@ -1,0 +1,249 @@
+package state
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/routes"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// routers knows for each prefix the nodes that may carry it, in the order in which they were created.
+type routers map[netip.Prefix][]*tailnet.Node
+
+func (r routers) remove(n *tailnet.Node) {
+	for _, p := range n.ActiveRoutes() {
+		r[p] = slices.DeleteFunc(r[p], func(x *tailnet.Node) bool { return x.ID == n.ID })
+		if len(r[p]) == 0 {
+			delete(r, p)
+		}
+	}
+}
+
+func (r routers) add(n *tailnet.Node) {
+	for _, p := range n.ActiveRoutes() {
+		i, _ := slices.BinarySearchFunc(r[p], n, func(a, b *tailnet.Node) int {
+			return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+		})
+		r[p] = slices.Insert(r[p], i, n)
+	}
+}
+
+// load builds the snapshot of c from nothing, with the policy, DNS and DERP of prev and who prev knew to be online. It
+// also renews what the writer keeps beside the snapshot.
+func (st *State) load(c *tailnet.Contents, prev *Snapshot) *Snapshot {
+	sn := &Snapshot{
+		Seq: prev.Seq + 1, Rev: c.Rev, Tailnet: c.Tailnet,
+		Policy: prev.Policy, DNS: prev.DNS, DERP: prev.DERP,
+		users: c.Users, keys: c.PreAuthKeys,
+		index: index{
+			byKey:     make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes)),
+			byMachine: make(map[key.MachinePublic][]tailnet.NodeID, len(c.Nodes)),
+			byName:    make(map[string]tailnet.NodeID, len(c.Nodes)),
+			byAddr:    make(map[netip.Addr]tailnet.NodeID, 2*len(c.Nodes)),
+		},
+		superseded: make(chan struct{}),
+	}
+	st.lowHost = 1
+	st.routers = routers{}
+	was := map[netip.Prefix]tailnet.NodeID{}
+	for _, n := range c.Nodes {
+		e := &Node{Node: n, Class: sn.Policy.ClassOf(n)}
+		p := c.Presence[n.ID]
+		e.Online, e.LastSeen = p.Online, p.LastSeen
+		if old := prev.Node(n.ID); old != nil {
+			e.Online, e.LastSeen, e.Failing, e.Steady = old.Online, old.LastSeen, old.Failing, old.Steady
+		}
+		sn.nodes = append(sn.nodes, e)
+		sn.byKey[n.NodeKey] = n.ID
+		sn.byMachine[n.MachineKey] = append(sn.byMachine[n.MachineKey], n.ID)
+		sn.byName[n.Name] = n.ID
+		for _, a := range n.Addrs() {
+			sn.byAddr[a] = n.ID
+		}
+		for _, r := range p.Primary {
+			was[r] = n.ID
+		}
+		st.routers.add(n)
+	}
+	before := prev.Routes
+	if before == nil {
+		before = routes.NewTable(was)
+	}
+	sn.Routes = st.elect(before, slices.Collect(maps.Keys(st.routers)), func(id tailnet.NodeID) *Node { return sn.Node(id) })
+	for _, e := range sn.nodes {
+		e.Primary = primaryOf(e.Node, sn.Routes)
+	}
+	return sn
+}
+
+// derive builds the snapshot that tx leads to. It costs a copy of the slice of nodes and, beyond that, only what the
+// transaction touched.
+func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
+	sn := &Snapshot{
+		Seq: base.Seq + 1, Rev: rev, Tailnet: tx.tailnet,
+		Policy: base.Policy, Routes: base.Routes, DNS: base.DNS, DERP: base.DERP,
+		nodes: base.nodes, users: base.users, keys: base.keys, index: base.index,
+		superseded: make(chan struct{}),
+	}
+	if tx.dns != nil {
+		sn.DNS = tx.dns
+	}
+	if tx.derp != nil {
+		sn.DERP = tx.derp
+	}
+	sn.users = overlay(base.users, tx.users, func(u *tailnet.User) tailnet.UserID { return u.ID })
+	sn.keys = overlay(base.keys, tx.keys, func(k *tailnet.PreAuthKey) tailnet.PreAuthKeyID { return k.ID })
+	sn.byKey = overlayMap(base.byKey, tx.byKey)
+	sn.byName = overlayMap(base.byName, tx.byName)
+	sn.byAddr = overlayMap(base.byAddr, tx.byAddr)
+	if len(tx.byMachine) > 0 {
+		sn.byMachine = maps.Clone(base.byMachine)
+		for k, ids := range tx.byMachine {
+			if len(ids) == 0 {
+				delete(sn.byMachine, k)
+			} else {
+				sn.byMachine[k] = ids
+			}
+		}
+	}
+
+	changed := map[tailnet.NodeID]*Node{} // nil: deleted
+	var prefixes []netip.Prefix           // whose routers, or whether they are usable, may have changed
+	touch := func(id tailnet.NodeID) {
+		if _, ok := changed[id]; ok {
+			return
+		}
+		old, row := base.Node(id), tx.Node(id)
+		if old != nil {
+			prefixes = append(prefixes, old.ActiveRoutes()...)
+		}
+		if row == nil {
+			changed[id] = nil
+			return
+		}
+		p := tx.presenceOf(id)
+		changed[id] = &Node{
+			Node: row, Online: p.online, LastSeen: p.lastSeen, Failing: p.failing, Steady: p.steady, Class: sn.Policy.ClassOf(row),
+		}
+		prefixes = append(prefixes, row.ActiveRoutes()...)
+		if old == nil || old.Online != p.online {
+			st.markDirty(id)
+		}
+	}
+	for id, row := range tx.nodes {
+		old := base.Node(id)
+		if old != nil {
+			st.routers.remove(old.Node)
+		}
+		if row != nil {
+			st.routers.add(row)
+		}
+		touch(id)
+	}
+	for id := range tx.presence {
+		touch(id)
+	}
+
+	prefixes = tailnet.SortPrefixes(prefixes)
+	sn.Routes = st.elect(base.Routes, prefixes, func(id tailnet.NodeID) *Node {
+		if n, ok := changed[id]; ok {
+			return n
+		}
+		return base.Node(id)
+	})
+	for _, p := range prefixes { // a route that moves changes both ends
+		for _, id := range []tailnet.NodeID{base.Routes.Primary(p), sn.Routes.Primary(p)} {
+			if base.Routes.Primary(p) != sn.Routes.Primary(p) && id != 0 {
+				touch(id)
+				st.markDirty(id)
+			}
+		}
+	}
+	for _, n := range changed {
+		if n != nil {
+			n.Primary = primaryOf(n.Node, sn.Routes)
+		}
+	}
+	sn.nodes = overlay(base.nodes, changed, func(n *Node) tailnet.NodeID { return n.ID })
+	return sn
+}
+
+// elect renews the primaries of the given prefixes.
+func (st *State) elect(prev *routes.Table, prefixes []netip.Prefix, node func(tailnet.NodeID) *Node) *routes.Table {
+	cands := map[netip.Prefix][]routes.Candidate{}
+	for _, p := range prefixes {
+		if tailnet.IsExitRoute(p) {
+			continue
+		}
+		cands[p] = nil
+		for _, r := range st.routers[p] {
+			n := node(r.ID)
+			cands[p] = append(cands[p], routes.Candidate{Node: r.ID, Usable: n.Online && !n.Failing, Steady: n.Steady})
+		}
+	}
+	return routes.Elect(prev, cands)
+}
+
+// primaryOf is what n carries according to t: its primary routes, and its exit routes, which need no election.
+func primaryOf(n *tailnet.Node, t *routes.Table) (out []netip.Prefix) {
+	for _, p := range n.ActiveRoutes() {
+		if tailnet.IsExitRoute(p) || t.Primary(p) == n.ID {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// overlay is base, sorted by id, with the values of over put in or, where they are nil, taken out.
+func overlay[K cmp.Ordered, V any](base []*V, over map[K]*V, id func(*V) K) []*V {
+	if len(over) == 0 {
+		return base
+	}
+	out := make([]*V, 0, len(base)+len(over))
+	ids := slices.Sorted(maps.Keys(over))
+	take := func(v *V) {
+		if v != nil {
+			out = append(out, v)
+		}
+	}
+	for _, b := range base {
+		for len(ids) > 0 && ids[0] < id(b) {
+			take(over[ids[0]])
+			ids = ids[1:]
+		}
+		if len(ids) > 0 && ids[0] == id(b) {
+			take(over[ids[0]])
+			ids = ids[1:]
+			continue
+		}
+		out = append(out, b)
+	}
+	for _, i := range ids {
+		take(over[i])
+	}
+	return out
+}
+
+// overlayMap is base with over put in; a zero value takes its key out. base is not written to.
+func overlayMap[K comparable](base, over map[K]tailnet.NodeID) map[K]tailnet.NodeID {
+	out, copied := base, false
+	for k, v := range over {
+		if base[k] == v {
+			continue
+		}
+		if !copied {
+			out, copied = maps.Clone(base), true
+		}
+		if v == 0 {
+			delete(out, k)
+		} else {
+			out[k] = v
+		}
+	}
+	return out
+}

@@ -1,0 +1,288 @@
+// Package state is the one writer of a tailnet and the source of every read.
+//
+// # One road for every change
+//
+//	Update(ctx, why, f) ──► writer goroutine ──► f(Tx) for all that wait ──► Store.Commit ──► derive ──► publish
+//	                                                                        (one SQL         (only what   (one atomic store;
+//	                                                                         transaction)     changed)     Superseded closes)
+//
+// A change is committed first and published by the same step, so nobody announces anything and what a client was told is
+// what a restart reads back. An idle writer commits at once; while a commit is under way others gather and go into the
+// next one together. There is no timer in front of a write.
+//
+// Reads are methods of Snapshot, which is immutable. Operations are functions given to Update; they see the newest state
+// with the changes that stand before them in the same commit, and may run again if another server was faster.
+//
+// Who is online is soft: it is published as a snapshot of its own without a commit, and saved within a second or so.
+// After a start every node is presumed as it was saved until a grace time has passed, so that a restart of the server
+// moves no route.
+//
+// # Invariants
+//
+// Node keys, names and addresses are unique; a node belongs to a user or has tags, never both; ids are never used again.
+// Derived parts (who carries a route, classes) are renewed for the nodes a change touches, and for no others.
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/policy"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// maxGroup is how many updates one commit takes at the most.
+const maxGroup = 1024
+
+// Options is what a State is made of. Store, DNS and DERP are required.
+type Options struct {
+	Store      Store
+	Tailnet    tailnet.ID // 0: tailnet.DefaultID
+	Addressing Addressing
+	DNS        *dns.Settings
+	DERP       *DERPMaps
+	Policy     *policy.Compiled // nil: policy.AllowAll
+
+	RestartGrace     time.Duration // how long nodes are presumed online after a start; 0: not at all
+	EphemeralTimeout time.Duration // how long an ephemeral node may be offline; 0: for ever
+
+	Now func() time.Time // nil: time.Now
+	Log *slog.Logger     // nil: slog.Default
+}
+
+// State is one tailnet in memory.
+type State struct {
+	store      Store
+	id         tailnet.ID
+	addressing Addressing
+	now        func() time.Time
+	log        *slog.Logger
+
+	snapshot atomic.Pointer[Snapshot]
+	ops      chan *op
+	stop     context.CancelFunc
+	stopped  <-chan struct{}
+	wg       sync.WaitGroup
+
+	// Owned by the writer goroutine.
+	lowHost  uint64                      // no host part below it is free
+	routers  routers                     // who offers which prefix
+	presumed map[tailnet.NodeID]struct{} // online as saved, not heard of since the start
+
+	dirtyMu sync.Mutex
+	dirty   map[tailnet.NodeID]struct{} // guarded by dirtyMu: presence not saved yet
+}
+
+// op is one Update that waits for the writer.
+type op struct {
+	ctx  context.Context
+	why  string
+	f    func(*Tx) error
+	done chan error // buffered, one value
+	err  error      // of f
+}
+
+// ErrClosed is what Update returns after Close.
+var ErrClosed = tailnet.Errorf(tailnet.Unavailable, "the server is shutting down")
+
+// Open reads the tailnet from the store and starts its writer. Close ends it.
+func Open(ctx context.Context, o Options) (*State, error) {
+	if o.Tailnet == 0 {
+		o.Tailnet = tailnet.DefaultID
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Policy == nil {
+		o.Policy = policy.AllowAll()
+	}
+	c, err := o.Store.Load(ctx, o.Tailnet)
+	if err != nil {
+		return nil, fmt.Errorf("reading the tailnet: %w", err)
+	}
+	run, stop := context.WithCancel(context.Background())
+	st := &State{
+		store: o.Store, id: o.Tailnet, addressing: o.Addressing, now: o.Now, log: o.Log,
+		ops: make(chan *op, maxGroup), stop: stop, stopped: run.Done(),
+		lowHost: 1, dirty: map[tailnet.NodeID]struct{}{},
+	}
+	sn := st.load(c, &Snapshot{Policy: o.Policy, DNS: o.DNS, DERP: o.DERP})
+	st.presumed = map[tailnet.NodeID]struct{}{}
+	for _, n := range sn.nodes {
+		if n.Online {
+			st.presumed[n.ID] = struct{}{}
+		}
+	}
+	st.snapshot.Store(sn)
+	st.start(func() { st.write(run) })
+	st.start(func() { st.savePresence(run) })
+	st.start(func() { st.endGrace(run, o.RestartGrace) })
+	if o.EphemeralTimeout > 0 {
+		st.start(func() { st.reapEphemeral(run, o.EphemeralTimeout) })
+	}
+	return st, nil
+}
+
+func (st *State) start(f func()) {
+	st.wg.Add(1)
+	go func() {
+		defer st.wg.Done()
+		f()
+	}()
+}
+
+// Close ends the writer after the updates it has accepted, saves soft state, and waits for all goroutines.
+func (st *State) Close() {
+	st.stop()
+	st.wg.Wait()
+}
+
+// Snapshot is the newest state. It never blocks, and the value never changes.
+func (st *State) Snapshot() *Snapshot { return st.snapshot.Load() }
+
+// DeletedNode is the node that was deleted while it had this key, or nil.
+func (st *State) DeletedNode(ctx context.Context, k key.NodePublic) (*tailnet.Node, error) {
+	return st.store.DeletedNode(ctx, st.id, k)
+}
+
+// Update runs f against the newest state and returns once its changes are durable and published; why names the change
+// for the tailnet's history. f must have no side effects: it may run again. If f fails nothing of it remains, and its
+// error is returned as it is. If ctx ends first Update returns its error, and the change may still be made.
+func (st *State) Update(ctx context.Context, why string, f func(*Tx) error) error {
+	o := &op{ctx: ctx, why: why, f: f, done: make(chan error, 1)}
+	select {
+	case <-st.stopped:
+		return ErrClosed
+	default:
+	}
+	select {
+	case st.ops <- o:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-st.stopped:
+		return ErrClosed
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// write is the writer goroutine: it takes all waiting updates into one commit, then the next.
+func (st *State) write(run context.Context) {
+	for {
+		var group []*op
+		select {
+		case o := <-st.ops:
+			group = append(group, o)
+		case <-run.Done():
+			st.refuseRest()
+			return
+		}
+		for more := true; more && len(group) < maxGroup; {
+			select {
+			case o := <-st.ops:
+				group = append(group, o)
+			default:
+				more = false
+			}
+		}
+		st.commit(group)
+	}
+}
+
+// refuseRest answers updates that were queued while the state was closing.
+func (st *State) refuseRest() {
+	for {
+		select {
+		case o := <-st.ops:
+			o.done <- ErrClosed
+		default:
+			return
+		}
+	}
+}
+
+// commitTimeout bounds one commit; a store that hangs for longer fails the updates in it.
+const commitTimeout = time.Minute
+
+// commit runs the updates of group and makes what they changed durable and visible.
+func (st *State) commit(group []*op) {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	base := st.snapshot.Load()
+	tx, err := st.tryCommit(ctx, base, group)
+	for errors.Is(err, ErrConflict) && ctx.Err() == nil {
+		st.log.Info("another server was faster; running the updates again", "rev", base.Rev)
+		var c *tailnet.Contents
+		if c, err = st.store.Load(ctx, st.id); err == nil {
+			base = st.load(c, base)
+			tx, err = st.tryCommit(ctx, base, group)
+		}
+	}
+	if err != nil {
+		st.log.Error("commit failed", "rev", base.Rev, "updates", len(group), "err", err)
+		err = &tailnet.Error{Code: tailnet.Unavailable, Message: "the change could not be stored", Cause: err}
+	}
+	for _, o := range group {
+		if o.err != nil || tx == nil {
+			o.done <- o.err
+		} else {
+			o.done <- err
+		}
+	}
+}
+
+// tryCommit runs the updates on top of base. The Tx is nil if they changed nothing.
+func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*Tx, error) {
+	tx := newTx(st, base, st.now())
+	var why []string
+	for _, o := range group {
+		if o.err = o.ctx.Err(); o.err != nil {
+			continue
+		}
+		if o.err = tx.run(o.f); o.err == nil {
+			why = append(why, o.why)
+		}
+	}
+	ch := tx.changes()
+	if ch.Empty() && len(tx.presence) == 0 && tx.dns == nil && tx.derp == nil {
+		return nil, nil
+	}
+	rev := base.Rev
+	if !ch.Empty() {
+		ch.Why = why
+		var err error
+		if rev, err = st.store.Commit(ctx, st.id, base.Rev, ch); err != nil {
+			return tx, err
+		}
+	}
+	st.publish(base, st.derive(base, tx, rev))
+	return tx, nil
+}
+
+// publish makes next the newest snapshot and wakes everybody who waits for one.
+func (st *State) publish(prev, next *Snapshot) {
+	if current := st.snapshot.Swap(next); current != prev {
+		// prev was reloaded over current after a conflict; it was never published itself.
+		close(current.superseded)
+		return
+	}
+	close(prev.superseded)
+}
+
+func stack() string { return string(debug.Stack()) }
