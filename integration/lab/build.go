@@ -1,0 +1,171 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Client is one version of the stock client: the folder with its tailscale and tailscaled.
+type Client struct {
+	Version string // with the v, as "v1.102.5"
+	dir     string
+}
+
+// builds serialises and remembers what was built in this process, by name.
+var builds struct {
+	mu     sync.Mutex
+	skein  string
+	client map[string]*Client
+}
+
+// PinnedClient builds tailscale and tailscaled of the version that go.mod pins, once per version and
+// machine: the binaries stay in the user's cache directory.
+func PinnedClient(t testing.TB) *Client {
+	t.Helper()
+	version, err := goOutput("list", "-m", "-f", "{{.Version}}", "tailscale.com")
+	if err != nil {
+		t.Fatalf("lab: version of tailscale.com: %v", err)
+	}
+	return client(t, strings.TrimSpace(version), "go.mod", func(dir string) error {
+		_, err := goOutput("build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/",
+			"tailscale.com/cmd/tailscale", "tailscale.com/cmd/tailscaled")
+		return err
+	})
+}
+
+// OldClient builds the given version, such as "v1.80.3", from its own module with this Go. From cold
+// that takes minutes.
+func OldClient(t testing.TB, version string) *Client {
+	t.Helper()
+	return client(t, version, "release", func(dir string) error {
+		cmd := exec.Command("go", "install", "-trimpath", "-ldflags=-s -w",
+			"tailscale.com/cmd/tailscale@"+version, "tailscale.com/cmd/tailscaled@"+version)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOTOOLCHAIN=local", "GOWORK=off")
+		return runQuiet(cmd)
+	})
+}
+
+// client returns the built client from the cache, or has build make it.
+func client(t testing.TB, version, kind string, build func(dir string) error) *Client {
+	t.Helper()
+	builds.mu.Lock()
+	defer builds.mu.Unlock()
+	if c := builds.client[version]; c != nil {
+		return c
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	dir := filepath.Join(cache, "skein-lab", fmt.Sprintf("tailscale-%s-%s-%s", version, kind, runtime.Version()))
+	if err := buildOnce(dir, build); err != nil {
+		t.Fatalf("lab: build tailscale %s: %v", version, err)
+	}
+	c := &Client{Version: version, dir: dir}
+	if builds.client == nil {
+		builds.client = map[string]*Client{}
+	}
+	builds.client[version] = c
+	return c
+}
+
+// buildOnce has build fill dir unless an earlier process did. Processes exclude each other by a lock
+// on a file beside it, and dir appears only when complete.
+func buildOnce(dir string, build func(dir string) error) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(filepath.Dir(dir), "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return err
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	part := dir + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return err
+	}
+	if err := os.Mkdir(part, 0o755); err != nil {
+		return err
+	}
+	if err := build(part); err != nil {
+		return err
+	}
+	return os.Rename(part, dir)
+}
+
+// skeinBinary builds the server from this tree, once per test process, with the race detector if the
+// test has it. The binary's name ends in the process id; those of processes that are gone are removed.
+func skeinBinary(t testing.TB) string {
+	t.Helper()
+	builds.mu.Lock()
+	defer builds.mu.Unlock()
+	if builds.skein != "" {
+		return builds.skein
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("skeinlab-bin-%d-", os.Getpid()))
+	if err != nil {
+		t.Fatalf("lab: %v", err)
+	}
+	sweepBinaries(filepath.Dir(dir))
+	bin := filepath.Join(dir, "skein")
+	args := []string{"build", "-o", bin}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	if _, err := goOutput(append(args, "github.com/skein-vpn/skein/cmd/skein")...); err != nil {
+		t.Fatalf("lab: build skein: %v", err)
+	}
+	builds.skein = bin
+	return bin
+}
+
+// sweepBinaries removes the binaries that test processes which have ended left in dir.
+func sweepBinaries(dir string) {
+	left, err := filepath.Glob(filepath.Join(dir, "skeinlab-bin-*-*"))
+	if err != nil {
+		return
+	}
+	for _, path := range left {
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(path), "skeinlab-bin-%d-", &pid); err != nil {
+			continue
+		}
+		if syscall.Kill(pid, 0) == syscall.ESRCH {
+			os.RemoveAll(path)
+		}
+	}
+}
+
+// goOutput runs the go command in the module of the test.
+func goOutput(args ...string) (string, error) {
+	cmd := exec.Command("go", args...)
+	var stdout bytes.Buffer
+	cmd.Stdout = &stdout
+	err := runQuiet(cmd)
+	return stdout.String(), err
+}
+
+// runQuiet runs cmd and puts what it says on stderr into the error.
+func runQuiet(cmd *exec.Cmd) error {
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, indent(stderr.String()))
+	}
+	return nil
+}
