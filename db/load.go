@@ -1,0 +1,99 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"gorm.io/gorm"
+
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Load reads everything the tailnet holds, at one Rev. Rows that cannot be understood are an error that names table, id and
+// column of the first of them; nothing is left out silently.
+func (d *DB) Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error) {
+	var c *tailnet.Contents
+	err := d.read.WithContext(ctx).Transaction(func(tx *gorm.DB) (err error) {
+		c, err = load(tx, id)
+		return err
+	}, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, d.explain(err)
+	}
+	return c, nil
+}
+
+func load(tx *gorm.DB, id tailnet.ID) (*tailnet.Contents, error) {
+	var t tailnetRow
+	if err := tx.Take(&t, "id = ?", id).Error; errors.Is(err, gorm.ErrRecordNotFound) {
+		return nil, tailnet.Errorf(tailnet.NotFound, "there is no tailnet %d", id)
+	} else if err != nil {
+		return nil, fmt.Errorf("table tailnets, id %d: %w", id, err)
+	}
+	c := &tailnet.Contents{Rev: tailnet.Rev(t.Rev), Tailnet: t.tailnet()}
+
+	var faults []error
+	c.Users, faults = loadAll(tx, id, "id", faults, (*userRow).domain)
+	c.PreAuthKeys, faults = loadAll(tx, id, "id", faults, (*preAuthKeyRow).domain)
+	c.Nodes, faults = loadAll(tx, id, "id", faults, (*nodeRow).domain)
+
+	type pair struct {
+		node tailnet.NodeID
+		p    tailnet.Presence
+	}
+	pairs, faults := loadAll(tx, id, "node_id", faults, func(r *presenceRow) (pair, error) {
+		p, err := r.domain()
+		return pair{tailnet.NodeID(r.NodeID), p}, err
+	})
+	if len(faults) > maxFaults {
+		faults = append(faults[:maxFaults], fmt.Errorf("and %d more", len(faults)-maxFaults))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	c.Presence = make(map[tailnet.NodeID]tailnet.Presence, len(pairs))
+	for _, p := range pairs {
+		c.Presence[p.node] = p.p
+	}
+	return c, nil
+}
+
+// loadAll reads all rows of type R that belong to the tailnet, sorted by the column order, and appends to faults what is wrong
+// with them.
+func loadAll[R, T any](tx *gorm.DB, id tailnet.ID, order string, faults []error, domain func(*R) (T, error)) ([]T, []error) {
+	var rows []R
+	if err := tx.Where("tailnet_id = ?", id).Order(order).Find(&rows).Error; err != nil {
+		return nil, append(faults, findBadRow[R](tx, id, order, err))
+	}
+	if len(rows) == 0 {
+		return nil, faults
+	}
+	out := make([]T, len(rows))
+	for i := range rows {
+		v, err := domain(&rows[i])
+		if err != nil {
+			faults = append(faults, err)
+		}
+		out[i] = v
+	}
+	return out, faults
+}
+
+// findBadRow reads the rows again one by one to say which of them failed with err: a value that does not even fit the type of
+// its column, which SQLite allows.
+func findBadRow[R any](tx *gorm.DB, id tailnet.ID, order string, err error) error {
+	table := any(*new(R)).(interface{ TableName() string }).TableName()
+	var ids []string
+	if err := tx.Table(table).Where("tailnet_id = ?", id).Order(order).Pluck("CAST("+order+" AS TEXT)", &ids).Error; err != nil {
+		return fmt.Errorf("table %s: %w", table, err)
+	}
+	for _, one := range ids {
+		var r R
+		if err := tx.Where("tailnet_id = ? AND CAST("+order+" AS TEXT) = ?", id, one).Take(&r).Error; err != nil {
+			return fmt.Errorf("table %s, tailnet %d, id %s: %w", table, id, one, err)
+		}
+	}
+	return fmt.Errorf("table %s: %w", table, err)
+}

@@ -1,0 +1,140 @@
+package db
+
+// The tables as gorm sees them. Columns and constraints are made by the migrations; a field here needs a column there and two
+// lines in convert.go. A pointer is a column that may be NULL, which is how zero values of keys, times, ids and lists are stored.
+
+type tailnetRow struct {
+	ID               int64 `gorm:"primaryKey;autoIncrement:false"`
+	Name             string
+	Rev              int64
+	LastNodeID       int64
+	LastUserID       int64
+	LastPreAuthKeyID int64
+}
+
+func (tailnetRow) TableName() string { return "tailnets" }
+
+type userRow struct {
+	TailnetID   int64 `gorm:"primaryKey;autoIncrement:false"`
+	ID          int64 `gorm:"primaryKey;autoIncrement:false"`
+	Name        string
+	DisplayName string
+	Email       string
+	CreatedAt   *string
+}
+
+func (userRow) TableName() string { return "users" }
+
+type preAuthKeyRow struct {
+	TailnetID int64 `gorm:"primaryKey;autoIncrement:false"`
+	ID        int64 `gorm:"primaryKey;autoIncrement:false"`
+	Prefix    string
+	Hash      string // hex
+	UserID    *int64
+	Tags      *string // JSON
+	Reusable  bool
+	Ephemeral bool
+	Used      bool
+	CreatedAt *string
+	ExpiresAt *string
+	Revoked   bool
+}
+
+func (preAuthKeyRow) TableName() string { return "pre_auth_keys" }
+
+type nodeRow struct {
+	TailnetID      int64 `gorm:"primaryKey;autoIncrement:false"`
+	ID             int64 `gorm:"primaryKey;autoIncrement:false"`
+	StableID       string
+	MachineKey     *string
+	NodeKey        string
+	OldNodeKey     *string
+	DiscoKey       *string
+	UserID         *int64
+	Tags           *string // JSON
+	Hostname       string
+	Name           string
+	NameFixed      bool
+	IPv4           *string `gorm:"column:ipv4"`
+	IPv6           *string `gorm:"column:ipv6"`
+	Ephemeral      bool
+	RegisterMethod string
+	PreAuthKeyID   *int64
+	CreatedAt      *string
+	ExpiresAt      *string
+	Authorized     bool
+	Hostinfo       string  // JSON
+	Endpoints      *string // JSON
+	EndpointTypes  *string // JSON
+	HomeDERP       int64   `gorm:"column:home_derp"`
+	Capver         int64
+	ApprovedRoutes *string // JSON
+	NLKey          *string `gorm:"column:nl_key"`
+	KeySignature   *string // hex
+}
+
+func (nodeRow) TableName() string { return "nodes" }
+
+type presenceRow struct {
+	TailnetID     int64 `gorm:"primaryKey;autoIncrement:false"`
+	NodeID        int64 `gorm:"primaryKey;autoIncrement:false"`
+	Online        bool
+	LastSeen      *string
+	PrimaryRoutes *string // JSON
+}
+
+func (presenceRow) TableName() string { return "presence" }
+
+type deletedNodeRow struct {
+	TailnetID  int64 `gorm:"primaryKey;autoIncrement:false"`
+	Rev        int64 `gorm:"primaryKey;autoIncrement:false"`
+	ID         int64 `gorm:"primaryKey;autoIncrement:false"`
+	DeletedAt  string
+	StableID   string
+	MachineKey *string
+	NodeKey    string
+	UserID     *int64
+	Tags       *string // JSON
+	Hostname   string
+	Name       string
+	IPv4       *string `gorm:"column:ipv4"`
+	IPv6       *string `gorm:"column:ipv6"`
+	Ephemeral  bool
+	CreatedAt  *string
+	ExpiresAt  *string
+}
+
+func (deletedNodeRow) TableName() string { return "deleted_nodes" }
+
+type revisionRow struct {
+	TailnetID          int64 `gorm:"primaryKey;autoIncrement:false"`
+	Rev                int64 `gorm:"primaryKey;autoIncrement:false"`
+	At                 string
+	Why                *string // JSON; so are all below
+	Settings           bool
+	PutNodes           *string
+	DeletedNodes       *string
+	PutUsers           *string
+	DeletedUsers       *string
+	PutPreAuthKeys     *string
+	DeletedPreAuthKeys *string
+}
+
+func (revisionRow) TableName() string { return "revisions" }
+
+type loginRow struct {
+	TailnetID  int64  `gorm:"primaryKey;autoIncrement:false"`
+	ID         string `gorm:"primaryKey"`
+	MachineKey *string
+	NodeKey    string
+	OldNodeKey *string
+	NLKey      *string `gorm:"column:nl_key"`
+	Hostinfo   string  // JSON
+	ExpiresAt  *string
+	Ephemeral  bool
+	Capver     int64
+	Remote     string
+	CreatedAt  string
+}
+
+func (loginRow) TableName() string { return "logins" }
