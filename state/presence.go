@@ -67,8 +67,12 @@ func (st *State) endGrace(run context.Context, grace time.Duration) {
 	case <-run.Done():
 		return
 	}
+	var ids []tailnet.NodeID
 	err := st.Update(run, "grace time after the start is over", func(tx *Tx) error {
-		for id := range st.presumed { // the writer runs this, so it may read what the writer owns
+		if ids == nil { // SetOnline empties presumed, and this may run again
+			ids = slices.Collect(maps.Keys(st.presumed)) // the writer runs this, so it may read what the writer owns
+		}
+		for _, id := range ids {
 			tx.SetOnline(id, false)
 		}
 		return nil

@@ -1,0 +1,217 @@
+// Package auth decides who may join and who may act.
+//
+// # How a node joins
+//
+//	RegisterRequest ──► Register ──┬─ its node key is known ───────────► it is in (or its key has ended: make a new one)
+//	                               ├─ it brings a pre-auth key ────────► checked, used up, it is in
+//	                               └─ neither: a pending Login is kept ► AuthURL … a person … CompleteLogin ► it is in
+//
+// A Login is kept in the store until somebody completes it, so that a restart of the server loses none. The client's
+// second request waits for its node key to appear in a snapshot: that is how it comes up by itself.
+//
+// A machine that joins again keeps its node (id, addresses, name) if the owner is the same, and gets a second one if not.
+// The machine key, proven by Noise, is what makes it the same machine; an old node key alone proves nothing.
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"slices"
+	"strings"
+	"time"
+
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Store keeps pending logins. db.DB is the one in use.
+type Store interface {
+	// PutLogin stores l, in place of one with the same id.
+	PutLogin(ctx context.Context, l *tailnet.Login) error
+	// Login is the login with this id; a NotFound error if there is none.
+	Login(ctx context.Context, id tailnet.ID, login string) (*tailnet.Login, error)
+	// LoginByNodeKey is the login that would register this key, or nil.
+	LoginByNodeKey(ctx context.Context, id tailnet.ID, k key.NodePublic) (*tailnet.Login, error)
+	// Logins are all logins, oldest first.
+	Logins(ctx context.Context, id tailnet.ID) ([]*tailnet.Login, error)
+	// DeleteLogin removes a login; it is not an error if there is none.
+	DeleteLogin(ctx context.Context, id tailnet.ID, login string) error
+	// DeleteLoginsBefore removes logins made before t and returns how many those were.
+	DeleteLoginsBefore(ctx context.Context, t time.Time) (int, error)
+	// CountLogins is the number of logins.
+	CountLogins(ctx context.Context, id tailnet.ID) (int, error)
+}
+
+// Options is what an Auth is made of. State and Store are required.
+type Options struct {
+	State      *state.State
+	Store      Store
+	Tailnet    tailnet.ID    // 0: tailnet.DefaultID
+	NodeExpiry time.Duration // how long a login lasts; 0: for ever
+	LoginTTL   time.Duration // how long a login may wait for a person; 0: DefaultLoginTTL
+	MaxLogins  int           // pending at once; 0: DefaultMaxLogins
+	Log        *slog.Logger  // nil: slog.Default
+}
+
+const (
+	DefaultLoginTTL  = 24 * time.Hour
+	DefaultMaxLogins = 1000
+)
+
+// Auth makes the decisions for one tailnet.
+type Auth struct {
+	o   Options
+	st  *state.State
+	log *slog.Logger
+}
+
+// New returns an Auth.
+func New(o Options) *Auth {
+	if o.Tailnet == 0 {
+		o.Tailnet = tailnet.DefaultID
+	}
+	if o.LoginTTL == 0 {
+		o.LoginTTL = DefaultLoginTTL
+	}
+	if o.MaxLogins == 0 {
+		o.MaxLogins = DefaultMaxLogins
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &Auth{o: o, st: o.State, log: o.Log}
+}
+
+// KeyRequest says what a new pre-auth key may do. Either User or Tags must be set.
+type KeyRequest struct {
+	User      tailnet.UserID
+	Tags      []string
+	Reusable  bool
+	Ephemeral bool
+	Expires   time.Time // zero: never
+}
+
+// keyPrefix begins every pre-auth key; secret scanners know the family.
+const keyPrefix = "tskey-auth-"
+
+// CreatePreAuthKey makes a pre-auth key. The secret is returned this once and not kept.
+func (a *Auth) CreatePreAuthKey(ctx context.Context, r KeyRequest) (secret string, k *tailnet.PreAuthKey, err error) {
+	if r.User == 0 && len(r.Tags) == 0 {
+		return "", nil, tailnet.Errorf(tailnet.Invalid, "a key needs a namespace or tags to give to its nodes")
+	}
+	for _, t := range r.Tags {
+		if err := tailnet.CheckTag(t); err != nil {
+			return "", nil, err
+		}
+	}
+	shown := randomText(12)
+	secret = keyPrefix + shown + "-" + randomText(40)
+	err = a.st.Update(ctx, "pre-auth key created", func(tx *state.Tx) error {
+		if !r.Expires.IsZero() && !r.Expires.After(tx.Now()) {
+			return tailnet.Errorf(tailnet.Invalid, "the expiration %s is in the past", r.Expires.UTC().Format(time.RFC3339))
+		}
+		k = tx.NewPreAuthKey()
+		k.Prefix, k.Hash = keyPrefix+shown, sha256.Sum256([]byte(secret))
+		k.Reusable, k.Ephemeral, k.Expires = r.Reusable, r.Ephemeral, r.Expires
+		if len(r.Tags) > 0 {
+			k.Tags = sortedUnique(r.Tags)
+		} else {
+			if tx.User(r.User) == nil {
+				return tailnet.Errorf(tailnet.NotFound, "there is no namespace with id %d", r.User)
+			}
+			k.User = r.User
+		}
+		tx.PutPreAuthKey(k)
+		return nil
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	return secret, k, nil
+}
+
+func sortedUnique(ss []string) []string {
+	ss = slices.Clone(ss)
+	slices.Sort(ss)
+	return slices.Compact(ss)
+}
+
+// randomText is n random letters and digits, about 5.95 bits each.
+func randomText(n int) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	var b strings.Builder
+	for range n {
+		i, err := rand.Int(rand.Reader, big.NewInt(int64(len(alphabet))))
+		if err != nil {
+			panic("no randomness: " + err.Error())
+		}
+		b.WriteByte(alphabet[i.Int64()])
+	}
+	return b.String()
+}
+
+// Logins are the pending logins, oldest first.
+func (a *Auth) Logins(ctx context.Context) ([]*tailnet.Login, error) {
+	return a.o.Store.Logins(ctx, a.o.Tailnet)
+}
+
+// Login is the pending login with this id; a NotFound error if there is none, or its time is over.
+func (a *Auth) Login(ctx context.Context, id string) (*tailnet.Login, error) {
+	l, err := a.o.Store.Login(ctx, a.o.Tailnet, id)
+	if tailnet.CodeOf(err) == tailnet.NotFound || err == nil && time.Since(l.Created) > a.o.LoginTTL {
+		return nil, tailnet.Errorf(tailnet.NotFound, "no registration waits under this key: it was completed, or is older than %s; "+
+			"run `tailscale up` on the machine once more and use the key that it prints then", a.o.LoginTTL)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the pending registration: %w", err)
+	}
+	return l, nil
+}
+
+// CompleteLogin registers the node of a pending login for user. The waiting client comes up by itself.
+func (a *Auth) CompleteLogin(ctx context.Context, id string, user tailnet.UserID) (tailnet.NodeID, error) {
+	l, err := a.Login(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	var node *tailnet.Node
+	err = a.st.Update(ctx, "node registered by an administrator", func(tx *state.Tx) error {
+		if tx.User(user) == nil {
+			return tailnet.Errorf(tailnet.NotFound, "there is no namespace with id %d", user)
+		}
+		node, err = a.join(tx, joining{
+			machine: l.MachineKey, key: l.NodeKey, oldKey: l.OldNodeKey, nlKey: l.NLKey, hostinfo: l.Hostinfo, capver: l.Capver,
+			expiry: l.Expiry, ephemeral: l.Ephemeral, user: user, method: tailnet.RegisteredByCLI,
+		})
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := a.o.Store.DeleteLogin(ctx, a.o.Tailnet, id); err != nil {
+		a.log.Warn("a completed registration could not be removed; it ends by itself", "err", err)
+	}
+	return node.ID, nil
+}
+
+// Run removes logins whose time is over, until ctx ends.
+func (a *Auth) Run(ctx context.Context) {
+	tick := time.NewTicker(min(a.o.LoginTTL, 10*time.Minute))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if _, err := a.o.Store.DeleteLoginsBefore(ctx, time.Now().Add(-a.o.LoginTTL)); err != nil && ctx.Err() == nil {
+				a.log.Warn("old registrations could not be removed", "err", err)
+			}
+		}
+	}
+}

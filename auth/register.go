@@ -1,0 +1,265 @@
+package auth
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Outcome is the answer to a registration; exactly one of Node, Login, NewKey and LoggedOut says what it is.
+type Outcome struct {
+	Node      *tailnet.Node // it is in
+	Login     string        // id of the pending login that a person must complete
+	NewKey    bool          // its node key has ended: it must come back with a new one
+	LoggedOut bool
+}
+
+// Register decides about a tailcfg.RegisterRequest from the machine whose key Noise has proven. It does not wait: see
+// Wait. An *tailnet.Error is meant for the client's user.
+func (a *Auth) Register(ctx context.Context, machine key.MachinePublic, r *tailcfg.RegisterRequest, remote string) (Outcome, error) {
+	if r.NodeKey.IsZero() {
+		return Outcome{}, tailnet.Errorf(tailnet.Invalid, "the registration has no node key")
+	}
+	if want, ok := strings.CutPrefix(r.Tailnet, "required:"); ok && want != a.st.Snapshot().Tailnet.Name {
+		return Outcome{}, tailnet.Errorf(tailnet.Denied, "this server does not hold the tailnet %q", tailnet.CleanText(want))
+	}
+	known := a.st.Snapshot().NodeByKey(r.NodeKey)
+	if known != nil && known.MachineKey != machine {
+		return Outcome{}, tailnet.Errorf(tailnet.Denied, "this node key belongs to another machine")
+	}
+	now := time.Now()
+	if !r.Expiry.IsZero() && r.Expiry.Before(now) {
+		return Outcome{LoggedOut: true}, a.logout(ctx, known)
+	}
+	if known != nil {
+		if known.Expired(now) {
+			return Outcome{NewKey: true}, nil
+		}
+		return Outcome{Node: known.Node}, nil // a restart: the key it brings, if any, was used when it joined
+	}
+	if r.Auth != nil && r.Auth.AuthKey != "" {
+		n, err := a.joinByKey(ctx, machine, r)
+		return Outcome{Node: n}, err
+	}
+	id, err := a.pend(ctx, machine, r, remote)
+	return Outcome{Login: id}, err
+}
+
+// logout ends the key of n at once, and an ephemeral node altogether. A nil n is no error: the client forgets it anyway.
+func (a *Auth) logout(ctx context.Context, n *state.Node) error {
+	if n == nil {
+		return nil
+	}
+	return a.st.Update(ctx, "node logged out", func(tx *state.Tx) error {
+		row := tx.Node(n.ID)
+		if row == nil || row.NodeKey != n.NodeKey {
+			return nil
+		}
+		if row.Ephemeral {
+			tx.DeleteNode(row.ID)
+			return nil
+		}
+		if row.Expired(tx.Now()) {
+			return nil
+		}
+		row = row.Clone()
+		row.Expiry = tx.Now()
+		return tx.PutNode(row)
+	})
+}
+
+// joinByKey registers a node that brings a pre-auth key.
+func (a *Auth) joinByKey(ctx context.Context, machine key.MachinePublic, r *tailcfg.RegisterRequest) (n *tailnet.Node, err error) {
+	hash := sha256.Sum256([]byte(r.Auth.AuthKey))
+	err = a.st.Update(ctx, "node joined with a pre-auth key", func(tx *state.Tx) error {
+		k := tx.PreAuthKeyByHash(hash)
+		if k == nil {
+			return tailnet.Errorf(tailnet.Denied, "this auth key is not known here; check that it was copied whole, or ask for a new one")
+		}
+		j := joining{
+			machine: machine, key: r.NodeKey, oldKey: r.OldNodeKey, nlKey: r.NLKey, hostinfo: r.Hostinfo, capver: r.Version,
+			expiry: r.Expiry, ephemeral: r.Ephemeral || k.Ephemeral, user: k.User, tags: k.Tags, preAuth: k.ID,
+			signature: r.NodeKeySignature, method: tailnet.RegisteredByKey,
+		}
+		if err := checkRequestTags(r.Hostinfo, k.Tags); err != nil {
+			return err
+		}
+		// The same machine coming back with the key it joined with (a container whose command line holds the key):
+		// the key has done its work for this node already.
+		again := j.existing(tx)
+		if again == nil || again.PreAuthKey != k.ID || again.Expired(tx.Now()) || k.Revoked {
+			if err := k.Usable(tx.Now()); err != nil {
+				return err
+			}
+			if !k.Used {
+				used := *k
+				used.Used = true
+				tx.PutPreAuthKey(&used)
+			}
+		}
+		n, err = a.join(tx, j)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// checkRequestTags refuses tags (tailscale up --advertise-tags) that the key does not give.
+func checkRequestTags(h *tailcfg.Hostinfo, allowed []string) error {
+	if h == nil {
+		return nil
+	}
+	for _, t := range h.RequestTags {
+		if !slices.Contains(allowed, t) {
+			return tailnet.Errorf(tailnet.Denied, "requested tags [%s] are invalid or not permitted: the auth key does not give them", tailnet.CleanText(t))
+		}
+	}
+	return nil
+}
+
+// joining is a node on its way in.
+type joining struct {
+	machine   key.MachinePublic
+	key       key.NodePublic
+	oldKey    key.NodePublic
+	nlKey     key.NLPublic
+	hostinfo  *tailcfg.Hostinfo
+	capver    tailcfg.CapabilityVersion
+	expiry    time.Time // as the client asked; zero: no wish
+	ephemeral bool
+	user      tailnet.UserID // or
+	tags      []string
+	preAuth   tailnet.PreAuthKeyID
+	signature []byte
+	method    string
+}
+
+// existing is the node that this machine has already under the same owner, or nil.
+func (j *joining) existing(tx *state.Tx) *tailnet.Node {
+	var same *tailnet.Node
+	for _, n := range tx.NodesByMachine(j.machine) {
+		owned := n.Tagged() == (len(j.tags) > 0) && n.User == j.user
+		// A tagged node that a person signs in again stays what it is: its tags are not that person's to take away.
+		renewed := n.Tagged() && len(j.tags) == 0 && j.method == tailnet.RegisteredByCLI
+		if !owned && !renewed {
+			continue
+		}
+		if n.NodeKey == j.oldKey || n.NodeKey == j.key {
+			return n
+		}
+		if owned {
+			same = n
+		}
+	}
+	return same
+}
+
+// join stores the node: the one the machine has already, with a new key, or a new one.
+func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
+	h := tailnet.CleanHostinfo(j.hostinfo)
+	n := j.existing(tx)
+	if n != nil {
+		n = n.Clone()
+		if n.NodeKey != j.key {
+			n.OldNodeKey = n.NodeKey
+		}
+		SetHostname(tx, n, h.Hostname)
+	} else {
+		var err error
+		if n, err = tx.NewNode(h.Hostname); err != nil {
+			return nil, err
+		}
+		n.User = j.user
+		n.Authorized = true
+	}
+	if len(j.tags) > 0 {
+		n.Tags, n.User = j.tags, 0
+	}
+	n.MachineKey, n.NodeKey, n.NLKey = j.machine, j.key, j.nlKey
+	n.KeySignature = j.signature
+	n.Hostinfo, n.Capver, n.Ephemeral = h, j.capver, j.ephemeral
+	n.RegisterMethod, n.PreAuthKey = j.method, j.preAuth
+	n.Expiry = a.expiry(tx.Now(), n, j.expiry)
+	if err := tx.PutNode(n); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// expiry is when the key of n ends: never for a tagged node; the client may only ask for less than the tailnet's rule.
+func (a *Auth) expiry(now time.Time, n *tailnet.Node, asked time.Time) time.Time {
+	if n.Tagged() {
+		return time.Time{}
+	}
+	var e time.Time
+	if a.o.NodeExpiry > 0 {
+		e = now.Add(a.o.NodeExpiry)
+	}
+	if asked.After(now) && (e.IsZero() || asked.Before(e)) {
+		e = asked
+	}
+	return e
+}
+
+// SetHostname takes over the name that a machine gives itself. The MagicDNS name follows unless an administrator chose it.
+func SetHostname(tx *state.Tx, n *tailnet.Node, hostname string) {
+	if hostname == n.Hostname || hostname == "" {
+		return
+	}
+	n.Hostname = hostname
+	if !n.NameFixed {
+		n.Name = tx.FreeName(hostname, n.ID)
+	}
+}
+
+// pend keeps the request until a person completes it, and returns the id of the login. A client that asks again with the
+// same keys gets the same one.
+func (a *Auth) pend(ctx context.Context, machine key.MachinePublic, r *tailcfg.RegisterRequest, remote string) (string, error) {
+	if l, err := a.o.Store.LoginByNodeKey(ctx, a.o.Tailnet, r.NodeKey); err != nil {
+		return "", fmt.Errorf("looking for a pending registration: %w", err)
+	} else if l != nil && l.MachineKey == machine && time.Since(l.Created) < a.o.LoginTTL {
+		return l.ID, nil
+	}
+	n, err := a.o.Store.CountLogins(ctx, a.o.Tailnet)
+	if err != nil {
+		return "", fmt.Errorf("counting pending registrations: %w", err)
+	}
+	if n >= a.o.MaxLogins {
+		return "", tailnet.Errorf(tailnet.Exhausted, "too many registrations are pending; try again later")
+	}
+	l := &tailnet.Login{
+		ID: randomText(24), Tailnet: a.o.Tailnet, MachineKey: machine, NodeKey: r.NodeKey, OldNodeKey: r.OldNodeKey, NLKey: r.NLKey,
+		Hostinfo: tailnet.CleanHostinfo(r.Hostinfo), Expiry: r.Expiry, Ephemeral: r.Ephemeral, Capver: r.Version,
+		Remote: remote, Created: time.Now(),
+	}
+	if err := a.o.Store.PutLogin(ctx, l); err != nil {
+		return "", fmt.Errorf("storing the pending registration: %w", err)
+	}
+	return l.ID, nil
+}
+
+// Wait returns the node once k is registered, by whatever way; its error is ctx's.
+func (a *Auth) Wait(ctx context.Context, k key.NodePublic) (*tailnet.Node, error) {
+	for {
+		sn := a.st.Snapshot()
+		if n := sn.NodeByKey(k); n != nil {
+			return n.Node, nil
+		}
+		select {
+		case <-sn.Superseded():
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,207 @@
+// Package netmap turns snapshots into what clients are sent: full maps and deltas, encoded and compressed once and shared
+// by all sessions they fit.
+//
+// # What is shared
+//
+// A peer's entry is the same bytes for every viewer, so that peers are encoded in blocks of up to 64, by id; a block is
+// kept until one of its peers changes. Concatenated zstd frames decode as one, so a full map is glued together: a part
+// made for the viewer, the shared blocks (only the one that holds the viewer itself is made apart), and a closing part.
+//
+//	{"Node":…,"DNSConfig":…,"Peers":[  ⧺  block 0  ⧺  ,  ⧺  block 1  ⧺ … ⧺  ]}
+//	└────────── this viewer ────────┘     └────────── every viewer ────────┘
+//
+// A delta is what differs between two snapshots. Nodes are immutable, so comparing pointers finds the ones that changed;
+// what changed about them decides between a patch, the whole peer and a removal (protocol rules are cited where they are
+// obeyed). Viewers of one audience share one frame; only a viewer that changed itself gets its own.
+//
+// # Invariant
+//
+// A full map with deltas applied to it, in any number of steps, says the same as the next full map. The tests check it
+// for random changes with a model of the client.
+package netmap
+
+import (
+	"cmp"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"tailscale.com/tailcfg"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Viewer is whom a map is for.
+type Viewer struct {
+	Node     tailnet.NodeID
+	Capver   tailcfg.CapabilityVersion // of this stream (tailcfg.MapRequest.Version)
+	Compress bool                      // zstd, as tailcfg.MapRequest.Compress asks for; otherwise plain JSON
+}
+
+// Options are the settings that show in maps.
+type Options struct {
+	Taildrop            bool // nodes of one user may send each other files
+	LogCollection       bool // clients may upload their logs to Tailscale
+	RandomizeClientPort bool
+}
+
+// peerNode is n as its peers are shown it. Everything in it is the same for every viewer.
+func peerNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
+	out := commonNode(sn, n)
+	out.Endpoints = n.Endpoints
+	out.Machine = n.MachineKey
+	out.MachineAuthorized = true
+	online := n.Online
+	out.Online = &online // never nil: a later nil→true is dropped by clients
+	if !n.Online && !n.LastSeen.IsZero() {
+		seen := n.LastSeen.UTC().Truncate(time.Second)
+		out.LastSeen = &seen
+	}
+	if slices.ContainsFunc(n.Primary, tailnet.IsExitRoute) {
+		out.CapMap = tailcfg.NodeCapMap{capSuggestExitNode: nil}
+	}
+	return out
+}
+
+// selfNode is n as it is shown itself. It leaves out what the client knows better (endpoints, whether it is online), so
+// that a roaming client is not made to rebuild its netmap.
+func (e *Encoder) selfNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
+	out := commonNode(sn, n)
+	out.Machine = n.MachineKey
+	out.MachineAuthorized = n.Authorized
+	out.CapMap = e.selfCaps()
+	return out
+}
+
+// commonNode is what a node and its peers are told alike.
+func commonNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
+	out := &tailcfg.Node{
+		ID:           n.ID.Tailcfg(),
+		StableID:     tailcfg.StableNodeID(n.StableID),
+		Name:         sn.DNS.FQDN(n.Name),
+		User:         n.Owner().Tailcfg(),
+		Key:          n.NodeKey,
+		KeySignature: n.KeySignature,
+		DiscoKey:     n.DiscoKey,
+		Hostinfo:     peerHostinfo(n.Hostinfo).View(), // must be there: clients' status call panics without
+		Created:      n.Created.UTC().Truncate(time.Second),
+		Cap:          n.Capver,
+		Tags:         n.Tags,
+		HomeDERP:     cmp.Or(n.HomeDERP, sn.DERP.Home),
+	}
+	if out.HomeDERP != 0 {
+		// capver < 111 reads this form only: tailcfg.Node.LegacyDERPString
+		out.LegacyDERPString = netip.AddrPortFrom(legacyDERP, uint16(out.HomeDERP)).String()
+	}
+	if !n.Expiry.IsZero() {
+		out.KeyExpiry = n.Expiry.UTC().Truncate(time.Second)
+	}
+	for _, a := range n.Addrs() {
+		out.Addresses = append(out.Addresses, netip.PrefixFrom(a, a.BitLen()))
+	}
+	out.AllowedIPs = append(slices.Clone(out.Addresses), n.Primary...)
+	for _, p := range n.Primary {
+		if !tailnet.IsExitRoute(p) {
+			out.PrimaryRoutes = append(out.PrimaryRoutes, p)
+		}
+	}
+	return out
+}
+
+// legacyDERP is the address that stands for "a relay region" in tailcfg.Node.LegacyDERPString.
+var legacyDERP = netip.MustParseAddr("127.3.3.40")
+
+// peerHostinfo is the part of a node's Hostinfo that its peers need, and no more: the rest is nobody's business.
+func peerHostinfo(h *tailcfg.Hostinfo) *tailcfg.Hostinfo {
+	out := &tailcfg.Hostinfo{
+		Hostname:     h.Hostname,
+		OS:           h.OS,
+		SSH_HostKeys: h.SSH_HostKeys,
+		Location:     h.Location,
+		ShareeNode:   h.ShareeNode,
+	}
+	for _, s := range h.Services {
+		if strings.HasPrefix(string(s.Proto), "peerapi") {
+			out.Services = append(out.Services, s)
+		}
+	}
+	return out
+}
+
+// profile is a user as clients show it.
+func profile(u *tailnet.User) tailcfg.UserProfile {
+	return tailcfg.UserProfile{ID: u.ID.Tailcfg(), LoginName: u.LoginName(), DisplayName: u.Title()}
+}
+
+// peerPatch is tailcfg.PeerChange with pointers where its omitempty would lose a value that says something: an empty list
+// of endpoints clears them.
+type peerPatch struct {
+	NodeID       tailcfg.NodeID
+	DERPRegion   int                       `json:",omitzero"`
+	Cap          tailcfg.CapabilityVersion `json:",omitzero"`
+	Endpoints    *[]netip.AddrPort         `json:",omitempty"`
+	Key          json.RawMessage           `json:",omitempty"`
+	KeySignature []byte                    `json:",omitempty"`
+	DiscoKey     json.RawMessage           `json:",omitempty"`
+	Online       *bool                     `json:",omitempty"`
+	LastSeen     *time.Time                `json:",omitempty"`
+	KeyExpiry    *time.Time                `json:",omitempty"`
+}
+
+// patch is the step from a to b as a patch. ok is false if a patch cannot say it and the whole peer must be sent; a nil
+// patch with ok says that peers see no difference.
+func patch(a, b *tailcfg.Node) (p *peerPatch, ok bool) {
+	// A patch cannot take away a home relay or a signature (empty values are no statement).
+	if a.HomeDERP != 0 && b.HomeDERP == 0 || len(a.KeySignature) > 0 && len(b.KeySignature) == 0 {
+		return nil, false
+	}
+	ra, rb := *a, *b
+	for _, r := range []*tailcfg.Node{&ra, &rb} { // what remains when all that a patch can say is taken out
+		r.HomeDERP, r.LegacyDERPString, r.Cap, r.Endpoints, r.KeySignature = 0, "", 0, nil, nil
+		r.Key, r.DiscoKey, r.Online, r.LastSeen, r.KeyExpiry = tailcfg.Node{}.Key, tailcfg.Node{}.DiscoKey, nil, nil, time.Time{}
+	}
+	if !slices.Equal(marshal(&ra), marshal(&rb)) {
+		return nil, false
+	}
+	p = &peerPatch{NodeID: b.ID}
+	said := false
+	if a.HomeDERP != b.HomeDERP {
+		p.DERPRegion, said = b.HomeDERP, true
+	}
+	if a.Cap != b.Cap {
+		p.Cap, said = b.Cap, true
+	}
+	if !slices.Equal(a.Endpoints, b.Endpoints) {
+		eps := b.Endpoints
+		if eps == nil {
+			eps = []netip.AddrPort{}
+		}
+		p.Endpoints, said = &eps, true
+	}
+	if a.Key != b.Key {
+		p.Key, said = marshal(b.Key), true
+	}
+	if !slices.Equal(a.KeySignature, b.KeySignature) {
+		p.KeySignature, said = b.KeySignature, true
+	}
+	if a.DiscoKey != b.DiscoKey {
+		p.DiscoKey, said = marshal(b.DiscoKey), true
+		p.Online = b.Online // a new disco key of an offline peer is believed only with a newer LastSeen
+	}
+	if *a.Online != *b.Online {
+		p.Online, said = b.Online, true
+	}
+	if b.LastSeen != nil && (a.LastSeen == nil || !a.LastSeen.Equal(*b.LastSeen)) {
+		p.LastSeen, said = b.LastSeen, true
+	}
+	if !a.KeyExpiry.Equal(b.KeyExpiry) {
+		p.KeyExpiry, said = &b.KeyExpiry, true
+	}
+	if !said {
+		return nil, true
+	}
+	return p, true
+}
