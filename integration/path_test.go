@@ -1,0 +1,80 @@
+package integration
+
+import (
+	"testing"
+	"time"
+
+	"github.com/skein-vpn/skein/integration/lab"
+)
+
+// Two hosts behind easy NATs find a direct path, both ways.
+func TestDirectPath(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	mac, nas := n.join(n.Mac), n.join(n.NAS)
+	mac.WaitPeer(soon, "homeDS", nil)
+	begin := time.Now()
+	if at := mac.WaitDirect(soon, nas.IP4()); at.Addr() != n.Home.Public {
+		t.Errorf("direct by %v, want %v", at, n.Home.Public)
+	}
+	n.measured("direct path found", time.Since(begin))
+	if at := nas.WaitDirect(soon, mac.IP4()); at.Addr() != n.Office.Public {
+		t.Errorf("direct by %v, want %v", at, n.Office.Public)
+	}
+	mac.Ping(soon, nas.IP6())
+}
+
+// Without UDP everything goes through the server's relay: with a plain http address, public or
+// private, no certificate authority and no environment variable on the clients.
+func TestRelayOnly(t *testing.T) {
+	for name, place := range map[string]func(*lab.Seed) *lab.Host{
+		"public":  func(s *lab.Seed) *lab.Host { return s.ServerHost },
+		"private": func(s *lab.Seed) *lab.Host { return s.Private("server-inside") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := lab.NewSeed(t, lab.EasyNAT)
+			n := &net{Seed: s, srv: place(s).StartServer(lab.ServerOptions{})}
+			n.srv.Skein("namespaces", "create", "junyao")
+			n.Mac.Block(lab.UDP)
+			n.NAS.Block(lab.UDP)
+			mac, nas := n.join(n.Mac, "--accept-routes"), n.join(n.NAS, "--advertise-routes="+homeLAN)
+			mac.WaitPeer(soon, "homeDS", nil)
+			n.measured("first ping over the relay", mac.Ping(soon, nas.IP4()))
+			vias, r := mac.Vias(soon, "-c=3", nas.IP4().String())
+			allRelayed(t, vias, r)
+
+			n.srv.Skein("routes", "enable", "-i", n.id(t, "homeDS"), "-r", homeLAN)
+			mac.Ping(soon, n.Router.Addr())
+			if _, err := n.Mac.Get(soon, "http://192.168.199.1/"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Behind two hard NATs clients cannot reach each other directly; the relay carries them.
+func TestHardNAT(t *testing.T) {
+	n := newNet(t, lab.HardNAT, lab.ServerOptions{})
+	mac, nas, vm := n.join(n.Mac), n.join(n.NAS), n.join(n.Cloud)
+	mac.WaitPeer(soon, "homeDS", nil)
+	mac.Ping(soon, nas.IP4())
+	vias, r := mac.Vias(soon, "-c=3", nas.IP4().String())
+	allRelayed(t, vias, r)
+	// One side with an address of its own is enough for a direct path.
+	mac.WaitPeer(soon, "VM-0-2-centos", nil)
+	mac.WaitDirect(soon, vm.IP4())
+}
+
+// A path that was direct survives on the relay when UDP is dropped, and becomes direct again.
+func TestDirectToRelayAndBack(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	mac, nas := n.join(n.Mac), n.join(n.NAS)
+	mac.WaitPeer(soon, "homeDS", nil)
+	mac.WaitDirect(soon, nas.IP4())
+	n.NAS.Block(lab.UDP)
+	begin := time.Now()
+	mac.Ping(patient, nas.IP4())
+	n.measured("ping goes on over the relay", time.Since(begin))
+	n.NAS.Unblock()
+	mac.WaitDirect(patient, nas.IP4())
+}

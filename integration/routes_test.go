@@ -1,0 +1,114 @@
+package integration
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skein-vpn/skein/integration/lab"
+	"tailscale.com/ipn/ipnstate"
+)
+
+// twoRouters is the seed network with a second subnet router of the home LAN, both enabled. The
+// first one is primary.
+func twoRouters(t *testing.T) (n *net, mac, first, second *lab.Node) {
+	n = newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	spare := n.Home.Host("homeDS-spare", "192.168.199.187")
+	spare.Forward()
+	mac = n.join(n.Mac, "--accept-routes")
+	first = n.join(n.NAS, "--advertise-routes="+homeLAN)
+	second = n.join(spare, "--advertise-routes="+homeLAN)
+	for _, name := range []string{"homeDS", "homeDS-spare"} {
+		n.srv.WaitNode(soon, name, "has advertised its route", func(lab.Row) bool {
+			return n.routeEnabled(t, n.id(t, name), homeLAN) == "false"
+		})
+		n.srv.Skein("routes", "enable", "-i", n.id(t, name), "-r", homeLAN)
+	}
+	mac.WaitPeer(soon, "homeDS", carries(homeLAN))
+	mac.WaitPeer(soon, "homeDS-spare", not(carries(homeLAN)))
+	mac.WaitDirect(soon, first.IP4())
+	mac.WaitDirect(soon, second.IP4())
+	mac.Ping(soon, n.Router.Addr())
+	return n, mac, first, second
+}
+
+// failover takes the primary away and waits until the other router carries the LAN.
+func failover(t *testing.T, n *net, mac *lab.Node, what string, takeAway func()) {
+	beat := n.Mac.Beat(n.Router.Addr())
+	begin := time.Now()
+	takeAway()
+	mac.WaitPeer(patient, "homeDS-spare", carries(homeLAN))
+	n.measured("other router is primary after "+what, time.Since(begin))
+	if p := lab.Peer(mac.Status(), "homeDS"); p != nil && carries(homeLAN)(p) {
+		t.Errorf("both routers carry the LAN:\n%s", lab.Brief(mac.Status()))
+	}
+	mac.Ping(soon, n.Router.Addr())
+	_, _, gap := beat.Stop()
+	n.measured("home LAN out of reach after "+what, gap)
+	if gap > 15*time.Second {
+		t.Errorf("the home LAN was out of reach for %v", gap)
+	}
+}
+
+// The primary router's process is killed.
+func TestFailoverProcessKilled(t *testing.T) {
+	n, mac, first, _ := twoRouters(t)
+	failover(t, n, mac, "kill -9 of tailscaled", first.Kill)
+	first.StartAgain()
+	first.WaitRunning(patient)
+	mac.WaitPeer(patient, "homeDS", func(p *ipnstate.PeerStatus) bool { return p.Online })
+	mac.Ping(soon, n.Router.Addr())
+}
+
+// The primary router's cable is cut: its connection to the server ends nowhere.
+func TestFailoverCableCut(t *testing.T) {
+	n, mac, _, _ := twoRouters(t)
+	failover(t, n, mac, "a cut cable", n.NAS.CutCable)
+	n.NAS.PlugCable()
+	n.srv.WaitNode(patient, "homeDS", "online again", func(r lab.Row) bool { return r["Online"] == "online" })
+	mac.Ping(soon, n.Router.Addr())
+}
+
+// An exit node carries the laptop's traffic to the internet once it is enabled, and both default
+// routes go together.
+func TestExitNode(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	web := n.Lab.Cloud("web")
+	web.ServeHTTP(":80", nil)
+	n.Cloud.Forward()
+	mac, vm := n.join(n.Mac), n.join(n.Cloud, "--advertise-exit-node")
+	seenAs := func() string {
+		body, err := n.Mac.Get(soon, "http://"+web.Addr().String()+"/")
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimPrefix(strings.TrimSpace(body), "hello from web, you are ")
+	}
+	if got := seenAs(); got != n.Office.Public.String() {
+		t.Fatalf("without an exit node seen as %s, want %s", got, n.Office.Public)
+	}
+	id := n.id(t, "VM-0-2-centos")
+	n.srv.WaitNode(soon, "VM-0-2-centos", "offers to be an exit node", func(lab.Row) bool {
+		return n.routeEnabled(t, id, "0.0.0.0/0") == "false"
+	})
+	if r := mac.CLI(soon, "set", "--exit-node="+vm.IP4().String()); r.Err == nil {
+		t.Errorf("an exit node that is not enabled was accepted: %v", r)
+	}
+	n.srv.Skein("routes", "enable", "-i", id, "-r", "0.0.0.0/0")
+	for _, route := range []string{"0.0.0.0/0", "::/0"} {
+		if got := n.routeEnabled(t, id, route); got != "true" {
+			t.Errorf("%s is %s after enabling one of the pair", route, got)
+		}
+	}
+	mac.WaitPeer(soon, "VM-0-2-centos", func(p *ipnstate.PeerStatus) bool { return p.ExitNodeOption })
+	mac.MustCLI("set", "--exit-node="+vm.IP4().String())
+	n.Wait(soon, "traffic leaves by the exit node", func() (bool, string) {
+		got := seenAs()
+		return got == n.Cloud.Addr().String(), got
+	})
+	mac.MustCLI("set", "--exit-node=")
+	n.Wait(soon, "traffic leaves by the office again", func() (bool, string) {
+		got := seenAs()
+		return got == n.Office.Public.String(), got
+	})
+}
