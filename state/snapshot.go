@@ -173,6 +173,25 @@ func (sn *Snapshot) PreAuthKey(id tailnet.PreAuthKeyID) *tailnet.PreAuthKey {
 	return nil
 }
 
+// Redundant are the online nodes that advertise and are approved for a prefix for which there is another such node: the
+// ones worth probing, because somebody can take over from them. Sorted by id; it costs O(nodes).
+func (sn *Snapshot) Redundant() (out []*Node) {
+	count := map[netip.Prefix]int{}
+	for _, n := range sn.nodes {
+		if len(n.ApprovedRoutes) > 0 {
+			for _, p := range n.ActiveRoutes() {
+				count[p]++
+			}
+		}
+	}
+	for _, n := range sn.nodes {
+		if n.Online && slices.ContainsFunc(n.ActiveRoutes(), func(p netip.Prefix) bool { return count[p] > 1 && !tailnet.IsExitRoute(p) }) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // NodesOf are the nodes that user id owns, sorted by id.
 func (sn *Snapshot) NodesOf(id tailnet.UserID) []*Node {
 	var out []*Node

@@ -361,6 +361,15 @@ func (tx *Tx) SetOnline(id tailnet.NodeID, online bool) {
 	}
 }
 
+// Seen says that the node has just been heard of though it has no map session: peers believe a new disco key of an offline
+// node only if it was seen since the old one.
+func (tx *Tx) Seen(id tailnet.NodeID) {
+	if p := tx.presenceOf(id); !p.online && tx.Node(id) != nil {
+		p.lastSeen = tx.now
+		put(tx, tx.presence, id, p)
+	}
+}
+
 // SetFailing says whether a router that is online fails its probes.
 func (tx *Tx) SetFailing(id tailnet.NodeID, failing bool) {
 	if p := tx.presenceOf(id); p.failing != failing && tx.Node(id) != nil {

@@ -1,0 +1,311 @@
+package control
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/netmap"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+const (
+	// writeTimeout bounds one write to a client. It is generous: a session that outlives it is dead, not slow.
+	writeTimeout = time.Minute
+	// goneStream is how long a client whose node is gone is kept waiting on its stream, so that it does not ask in a loop.
+	goneStream = 10 * time.Minute
+)
+
+// serveMap answers tailcfg.MapRequest in its three kinds: stream, lite update, and one map without side effects.
+func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
+	var req tailcfg.MapRequest
+	if !decode(w, r, &req) {
+		return
+	}
+	v := netmap.Viewer{Capver: req.Version, Compress: req.Compress == "zstd"}
+	n := s.o.State.Snapshot().NodeByKey(req.NodeKey)
+	switch {
+	case n == nil && req.Stream:
+		s.serveGone(w, r, req.NodeKey, v)
+	case s.nodeOf(w, r, req.NodeKey) == nil:
+	case req.Stream:
+		v.Node = n.ID
+		s.serveStream(w, r, n, v)
+	case req.ReadOnly:
+		v.Node = n.ID
+		if f, ok := s.o.Encoder.Full(s.o.State.Snapshot(), v); ok {
+			_, _ = f.WriteTo(w)
+		}
+	default:
+		s.serveLite(w, r, n.ID, &req)
+	}
+}
+
+// serveLite stores what a client says of itself. A request that changes nothing writes nothing.
+func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.NodeID, req *tailcfg.MapRequest) {
+	if n := s.o.State.Snapshot().Node(id); n == nil || applyLite(n.Node, req) == nil {
+		return
+	}
+	err := s.o.State.Update(r.Context(), "node reported itself", func(tx *state.Tx) error {
+		n := tx.Node(id)
+		if n == nil || n.NodeKey != req.NodeKey {
+			return nil // deleted or renewed meanwhile
+		}
+		next := applyLite(n, req)
+		if next == nil {
+			return nil
+		}
+		if next.DiscoKey != n.DiscoKey {
+			tx.Seen(id)
+		}
+		auth.SetHostname(tx, next, next.Hostinfo.Hostname)
+		return tx.PutNode(next)
+	})
+	if err != nil {
+		s.fail(w, r, "storing a node's report", err)
+	}
+}
+
+// applyLite is n as the request says it is, or nil if that is no change.
+func applyLite(n *tailnet.Node, req *tailcfg.MapRequest) *tailnet.Node {
+	out := n.Clone()
+	if !req.DiscoKey.IsZero() {
+		out.DiscoKey = req.DiscoKey
+	}
+	out.Endpoints, out.EndpointTypes = tailnet.CleanEndpoints(req.Endpoints, req.EndpointTypes)
+	if req.Version != 0 {
+		out.Capver = req.Version
+	}
+	sameHost := true
+	if req.Hostinfo != nil {
+		h := tailnet.CleanHostinfo(req.Hostinfo)
+		if sameHost = h.Equal(n.Hostinfo); !sameHost {
+			out.Hostinfo = h
+		}
+		if h.NetInfo != nil && h.NetInfo.PreferredDERP != 0 {
+			out.HomeDERP = h.NetInfo.PreferredDERP
+		}
+	}
+	if sameHost && out.DiscoKey == n.DiscoKey && out.Capver == n.Capver && out.HomeDERP == n.HomeDERP &&
+		slices.Equal(out.Endpoints, n.Endpoints) && slices.Equal(out.EndpointTypes, n.EndpointTypes) {
+		return nil
+	}
+	return out
+}
+
+// mapSession is one client's open stream.
+type mapSession struct {
+	s        *Server
+	w        http.ResponseWriter
+	rc       *http.ResponseController
+	viewer   netmap.Viewer
+	key      key.NodePublic
+	replaced chan struct{}             // closed when a newer stream of the node begins
+	pings    chan *tailcfg.PingRequest // one slot; what does not fit is dropped
+}
+
+// serveStream runs a map session until the client, the server or the node goes.
+func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, n *state.Node, v netmap.Viewer) {
+	ms := &mapSession{
+		s: s, w: w, rc: http.NewResponseController(w), viewer: v, key: n.NodeKey,
+		replaced: make(chan struct{}), pings: make(chan *tailcfg.PingRequest, 1),
+	}
+	s.addSession(ms)
+	defer s.removeSession(ms)
+	log := s.log.With("node", n.ID, "remote", peerOf(r).remote)
+	log.Debug("map session begins", "capver", v.Capver)
+	err := ms.run(r.Context())
+	log.Debug("map session ends", "err", err)
+}
+
+// run sends the first map and then whatever follows. The error says why it ended; there is always one or nil for an
+// orderly end.
+func (ms *mapSession) run(ctx context.Context) error {
+	sn := ms.s.o.State.Snapshot()
+	f, ok := ms.s.o.Encoder.Full(sn, ms.viewer)
+	if !ok {
+		return nil // deleted this moment; the client asks again and is told
+	}
+	if err := ms.send(f); err != nil {
+		return err
+	}
+	if err := ms.s.cameOnline(ctx, ms.viewer); err != nil {
+		return err
+	}
+	keepAlive := time.NewTimer(ms.s.keepAliveIn())
+	defer keepAlive.Stop()
+	for {
+		select {
+		case <-sn.Superseded():
+			next := ms.s.o.State.Snapshot()
+			self := next.Node(ms.viewer.Node)
+			if self == nil {
+				return ms.send(ms.s.o.Encoder.Gone(next, sn.Node(ms.viewer.Node).Node, ms.viewer))
+			}
+			if self.NodeKey != ms.key {
+				return nil // renewed: the client goes on with its new key
+			}
+			f, ok = ms.s.o.Encoder.Delta(sn, next, ms.viewer)
+			sn = next
+			if !ok {
+				continue
+			}
+		case p := <-ms.pings:
+			f = ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p})
+		case <-keepAlive.C:
+			f = netmap.KeepAlive(ms.viewer)
+		case <-ms.replaced:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := ms.send(f); err != nil {
+			return err
+		}
+		keepAlive.Reset(ms.s.keepAliveIn())
+	}
+}
+
+// keepAliveIn is when an idle stream says something: jitter keeps clients out of step.
+func (s *Server) keepAliveIn() time.Duration { return s.o.KeepAlive + rand.N(s.o.KeepAlive/6) }
+
+func (ms *mapSession) send(f netmap.Frame) error {
+	if err := ms.rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	if _, err := f.WriteTo(ms.w); err != nil {
+		return err
+	}
+	return ms.rc.Flush()
+}
+
+// addSession makes ms the stream of its node and ends the one before.
+func (s *Server) addSession(ms *mapSession) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := ms.viewer.Node
+	if old := s.sessions[id]; old != nil {
+		close(old.replaced)
+	}
+	s.sessions[id] = ms
+	s.stopOfflineLocked(id)
+}
+
+// stopOfflineLocked takes back that the node goes offline. s.mu must be held.
+func (s *Server) stopOfflineLocked(id tailnet.NodeID) {
+	if t := s.offline[id]; t != nil {
+		if t.Stop() {
+			s.wg.Done()
+		}
+		delete(s.offline, id)
+	}
+}
+
+// removeSession ends ms; its node goes offline unless another stream begins soon.
+func (s *Server) removeSession(ms *mapSession) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := ms.viewer.Node
+	if s.sessions[id] != ms {
+		return
+	}
+	delete(s.sessions, id)
+	if s.closed || s.ctx.Err() != nil {
+		return
+	}
+	s.wg.Add(1)
+	var t *time.Timer
+	t = time.AfterFunc(s.o.OfflineAfter, func() {
+		defer s.wg.Done()
+		s.mu.Lock()
+		mine := s.offline[id] == t && s.sessions[id] == nil
+		if mine {
+			delete(s.offline, id)
+		}
+		s.mu.Unlock()
+		if mine {
+			s.wentOffline(id)
+		}
+	})
+	s.offline[id] = t
+}
+
+// cameOnline publishes that the node has a stream, and with which version.
+func (s *Server) cameOnline(ctx context.Context, v netmap.Viewer) error {
+	return s.o.State.Update(ctx, "node came online", func(tx *state.Tx) error {
+		n := tx.Node(v.Node)
+		if n == nil {
+			return nil
+		}
+		tx.SetOnline(v.Node, true)
+		if n.Capver != v.Capver && v.Capver != 0 {
+			n = n.Clone()
+			n.Capver = v.Capver
+			return tx.PutNode(n)
+		}
+		return nil
+	})
+}
+
+// wentOffline publishes that the node has no stream, unless a new one has begun meanwhile.
+func (s *Server) wentOffline(id tailnet.NodeID) {
+	err := s.o.State.Update(s.ctx, "node went offline", func(tx *state.Tx) error {
+		s.mu.Lock()
+		back := s.sessions[id] != nil
+		s.mu.Unlock()
+		if !back {
+			tx.SetOnline(id, false)
+		}
+		return nil
+	})
+	if err != nil && s.ctx.Err() == nil {
+		s.log.Error("a node could not be taken offline", "node", id, "err", err)
+	}
+}
+
+// serveGone answers the stream of a node that does not exist: it is told that its key has ended, which is the only thing
+// that makes a client ask its user to log in.
+func (s *Server) serveGone(w http.ResponseWriter, r *http.Request, k key.NodePublic, v netmap.Viewer) {
+	machine := peerOf(r).machine
+	for _, n := range s.o.State.Snapshot().NodesByMachine(machine) {
+		if n.OldNodeKey == k {
+			http.Error(w, "this node key has been replaced", http.StatusConflict)
+			return
+		}
+	}
+	n, err := s.o.State.DeletedNode(r.Context(), k)
+	if err != nil {
+		s.fail(w, r, "looking for a deleted node", err)
+		return
+	}
+	if n == nil || n.MachineKey != machine {
+		n = &tailnet.Node{ID: unknownNode, StableID: "gone-" + k.UntypedHexString()[:12], Name: "unknown", NodeKey: k}
+	}
+	ms := &mapSession{s: s, w: w, rc: http.NewResponseController(w), viewer: v}
+	if ms.send(s.o.Encoder.Gone(s.o.State.Snapshot(), n, v)) != nil {
+		return
+	}
+	end := time.After(goneStream)
+	for {
+		select {
+		case <-time.After(s.keepAliveIn()):
+			if ms.send(netmap.KeepAlive(v)) != nil {
+				return
+			}
+		case <-end:
+			return
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// unknownNode is the id told to a node that we know nothing of; no real node reaches it.
+const unknownNode tailnet.NodeID = 1<<53 - 1

@@ -1,0 +1,48 @@
+package control
+
+import (
+	"io"
+	"net/http"
+
+	"tailscale.com/tailcfg"
+)
+
+// What clients ask for besides registration and maps, each with an honest answer.
+
+// serveWhoAmI answers `tailscale debug ts2021`.
+func (s *Server) serveWhoAmI(w http.ResponseWriter, r *http.Request) {
+	p := peerOf(r)
+	writeJSON(w, map[string]any{"MachineKey": p.machine, "Version": p.capver, "Remote": p.remote})
+}
+
+// serveFeatureQuery tells `tailscale serve` and `tailscale funnel` that HTTPS names need what this server does not have
+// (tailcfg.QueryFeatureResponse).
+func (s *Server) serveFeatureQuery(w http.ResponseWriter, r *http.Request) {
+	var q tailcfg.QueryFeatureRequest
+	if !decode(w, r, &q) || s.nodeOf(w, r, q.NodeKey) == nil {
+		return
+	}
+	writeJSON(w, tailcfg.QueryFeatureResponse{
+		Text: "This server does not offer HTTPS names for nodes, which " + q.Feature + " needs. Plain HTTP and TCP can be served.\n",
+	})
+}
+
+// serveAuditLog takes what a client reports about its user's actions, such as why it was disconnected, into our log.
+func (s *Server) serveAuditLog(w http.ResponseWriter, r *http.Request) {
+	var q tailcfg.AuditLogRequest
+	if !decode(w, r, &q) {
+		return
+	}
+	n := s.nodeOf(w, r, q.NodeKey)
+	if n == nil {
+		return
+	}
+	s.log.Info("client audit", "node", n.ID, "action", q.Action, "details", q.Details)
+	w.WriteHeader(http.StatusOK)
+}
+
+// serveUpdateHealth takes what clients up to 1.80 post about their health. It is read and forgotten.
+func (s *Server) serveUpdateHealth(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody))
+	w.WriteHeader(http.StatusNoContent)
+}

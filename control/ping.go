@@ -1,0 +1,179 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/mux"
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// pings are the control-to-node calls ("c2n") that wait for their answer. Such a call is an HTTP request carried to the
+// node inside a map response (tailcfg.PingRequest), whose HTTP answer the node posts to /machine/ping/ID.
+type pings struct {
+	mu      sync.Mutex
+	waiting map[string]*pending // guarded by mu
+}
+
+type pending struct {
+	machine key.MachinePublic   // who may answer
+	answer  chan *http.Response // one slot
+}
+
+func newPings() *pings { return &pings{waiting: map[string]*pending{}} }
+
+// errNoStream is what c2n returns for a node without a map session.
+var errNoStream = errors.New("the node has no map session")
+
+// c2n sends req to the node and returns the status of its answer. The error is ctx's if the node does not answer.
+func (s *Server) c2n(ctx context.Context, id tailnet.NodeID, req string) (status int, err error) {
+	n := s.o.State.Snapshot().Node(id)
+	if n == nil {
+		return 0, errNoStream
+	}
+	p := &pending{machine: n.MachineKey, answer: make(chan *http.Response, 1)}
+	token := rand.Text() // a fresh URL each time: clients drop repetitions (controlclient.Auto)
+	s.pings.mu.Lock()
+	s.pings.waiting[token] = p
+	s.pings.mu.Unlock()
+	defer func() {
+		s.pings.mu.Lock()
+		delete(s.pings.waiting, token)
+		s.pings.mu.Unlock()
+	}()
+	s.mu.Lock()
+	ms := s.sessions[id]
+	s.mu.Unlock()
+	if ms == nil {
+		return 0, errNoStream
+	}
+	// Over Noise the URL must be https whatever the server's own is, and with the same host it shares the connection.
+	_, host, _ := strings.Cut(s.o.ServerURL, "://")
+	select {
+	case ms.pings <- &tailcfg.PingRequest{
+		URL: "https://" + host + "/machine/ping/" + token, URLIsNoise: true, Types: "c2n", Payload: []byte(req),
+	}:
+	default:
+		return 0, fmt.Errorf("the last call to node %d has not been sent yet", id)
+	}
+	select {
+	case resp := <-p.answer:
+		return resp.StatusCode, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// servePong takes the answer to a c2n call.
+func (s *Server) servePong(w http.ResponseWriter, r *http.Request) {
+	s.pings.mu.Lock()
+	p := s.pings.waiting[mux.Vars(r)["id"]]
+	s.pings.mu.Unlock()
+	if p == nil || p.machine != peerOf(r).machine {
+		http.Error(w, "nobody waits for this answer", http.StatusNotFound)
+		return
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(http.MaxBytesReader(w, r.Body, maxBody)), nil)
+	if err != nil {
+		http.Error(w, "the answer is not an HTTP response", http.StatusBadRequest)
+		return
+	}
+	resp.Body.Close()
+	select {
+	case p.answer <- resp:
+	default: // answered already
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// echo is the c2n request that any client answers; it serves as the sign of life of a router.
+const echo = "POST /echo HTTP/1.1\r\nHost: c2n\r\nContent-Length: 2\r\n\r\nok"
+
+// ProbeOptions say when a router that has a stand-in counts as gone.
+type ProbeOptions struct {
+	Every  time.Duration // between probes; 0: DefaultProbeEvery
+	Fail   time.Duration // without an answer for this long it has failed; 0: DefaultProbeFail
+	Steady time.Duration // answering for this long it may take its prefixes back; 0: DefaultProbeSteady
+}
+
+const (
+	DefaultProbeEvery  = time.Second
+	DefaultProbeFail   = 3 * time.Second
+	DefaultProbeSteady = time.Minute
+)
+
+// probe asks routers that have a stand-in for a sign of life, so that a cut cable or a hung machine is noticed long before
+// its connection ends. Nodes without a stand-in are left alone: nothing would follow from it.
+func (s *Server) probe(ctx context.Context) {
+	o := s.o.Probe
+	setDefault(&o.Every, DefaultProbeEvery)
+	setDefault(&o.Fail, DefaultProbeFail)
+	setDefault(&o.Steady, DefaultProbeSteady)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	tick := time.NewTicker(o.Every)
+	defer tick.Stop()
+	health := map[tailnet.NodeID]*health{}
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		probed := map[tailnet.NodeID]bool{}
+		for _, n := range s.o.State.Snapshot().Redundant() {
+			probed[n.ID] = true
+			h := health[n.ID]
+			if h == nil {
+				h = newHealth(time.Now())
+				health[n.ID] = h
+			}
+			s.judge(ctx, n.ID, h, o)
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				ctx, cancel := context.WithTimeout(ctx, o.Fail)
+				defer cancel()
+				if status, err := s.c2n(ctx, n.ID, echo); err == nil && status < 500 {
+					h.answered(time.Now())
+				}
+			}()
+		}
+		for id := range health {
+			if !probed[id] {
+				delete(health, id)
+			}
+		}
+	}
+}
+
+func setDefault(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+// judge publishes what the answers so far say about a router.
+func (s *Server) judge(ctx context.Context, id tailnet.NodeID, h *health, o ProbeOptions) {
+	failing, steady := h.state(time.Now(), o)
+	n := s.o.State.Snapshot().Node(id)
+	if n == nil || n.Failing == failing && (n.Steady || !steady) {
+		return
+	}
+	if n.Failing != failing {
+		s.log.Info("router probed", "node", id, "name", n.Name, "failing", failing)
+	}
+	if err := s.o.State.Update(ctx, "router probed", setHealth(id, failing, steady)); err != nil && ctx.Err() == nil {
+		s.log.Error("the health of a router could not be published", "node", id, "err", err)
+	}
+}
