@@ -1,0 +1,80 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Registrar is what the server needs of auth: what lets nodes in.
+type Registrar interface {
+	// CreatePreAuthKey makes a key and returns its secret, which nobody can tell again.
+	CreatePreAuthKey(ctx context.Context, req auth.KeyRequest) (secret string, k *tailnet.PreAuthKey, err error)
+	// CompleteLogin lets the node in whose registration waits under loginID. The error is NotFound if there is no such
+	// registration or its time is over.
+	CompleteLogin(ctx context.Context, loginID string, user tailnet.UserID) (tailnet.NodeID, error)
+	// Logins are the registrations that wait, oldest first.
+	Logins(ctx context.Context) ([]*tailnet.Login, error)
+}
+
+// LoginID is the id of a pending login in what a person copied: the id alone, or the URL or path that the client printed.
+func LoginID(key string) (string, error) {
+	id := strings.TrimSpace(key)
+	id, _, _ = strings.Cut(id, "?")
+	id = strings.TrimRight(id, "/")
+	id = id[strings.LastIndexByte(id, '/')+1:]
+	if id == "" {
+		return "", tailnet.Errorf(tailnet.Invalid, "no key is given: it is the last part of the URL that the client printed")
+	}
+	if len(id) > 200 || strings.ContainsFunc(id, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		return "", tailnet.Errorf(tailnet.Invalid, "%q is not a registration key: it is the last part of the URL that the client printed", clip(id))
+	}
+	return id, nil
+}
+
+// Login is a registration that waits for a person.
+type Login struct {
+	Key       string     `json:"key"` // for RegisterNodeRequest.Key
+	Name      string     `json:"name"`
+	OS        string     `json:"os"`
+	NodeKey   string     `json:"nodeKey"`
+	Remote    string     `json:"remote"`
+	Ephemeral bool       `json:"ephemeral"`
+	CreatedAt *time.Time `json:"createdAt"`
+}
+
+// LoginList is the answer to ListLogins.
+type LoginList struct {
+	Logins []*Login `json:"logins"`
+}
+
+func (s *server) loginRoutes() []route {
+	return []route{{"/login", map[string]handler{http.MethodGet: s.listLogins}}}
+}
+
+func (s *server) listLogins(r *http.Request) (any, error) {
+	logins, err := s.Auth.Logins(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := LoginList{Logins: []*Login{}}
+	for _, l := range logins {
+		j := &Login{Key: l.ID, NodeKey: l.NodeKey.String(), Remote: l.Remote, Ephemeral: l.Ephemeral, CreatedAt: timestamp(l.Created)}
+		if l.Hostinfo != nil {
+			j.Name, j.OS = l.Hostinfo.Hostname, l.Hostinfo.OS
+		}
+		out.Logins = append(out.Logins, j)
+	}
+	return out, nil
+}
+
+// ListLogins are the registrations that wait for a person.
+func (c *Client) ListLogins(ctx context.Context) ([]*Login, error) {
+	var out LoginList
+	err := c.do(ctx, http.MethodGet, c.path("login"), nil, &out)
+	return out.Logins, err
+}

@@ -1,0 +1,165 @@
+package api
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// What we accept at the most; nothing outside asks for these numbers.
+const (
+	maxUserName = 128 // bytes; a mail address fits
+	maxText     = 256 // bytes of free text, such as a display name
+	maxTag      = 64  // bytes behind "tag:"
+	maxTags     = 64  // of one node or key
+)
+
+// findUser is the user that ref names: by id, or else by name.
+func findUser(sn *state.Snapshot, ref Ref) (*tailnet.User, error) {
+	if ref == "" {
+		return nil, tailnet.Errorf(tailnet.Invalid, "no namespace is given: name one, or give its id")
+	}
+	if id, ok := ref.id(); ok && tailnet.UserID(id) != tailnet.TaggedDevices {
+		if u := sn.User(tailnet.UserID(id)); u != nil {
+			return u, nil
+		}
+	}
+	if u := sn.UserByName(strings.ToLower(string(ref))); u != nil {
+		return u, nil
+	}
+	return nil, tailnet.Errorf(tailnet.NotFound, "there is no namespace %q", clip(string(ref)))
+}
+
+// findNode is the node that ref names: by id, or else by MagicDNS name, address or stable id.
+func findNode(sn *state.Snapshot, ref Ref) (*state.Node, error) {
+	if ref == "" {
+		return nil, tailnet.Errorf(tailnet.Invalid, "no node is given: name one, or give its id")
+	}
+	if id, ok := ref.id(); ok {
+		if n := sn.Node(tailnet.NodeID(id)); n != nil {
+			return n, nil
+		}
+	}
+	if n := sn.NodeByName(label(sn, string(ref))); n != nil {
+		return n, nil
+	}
+	if a, err := netip.ParseAddr(string(ref)); err == nil {
+		if n := sn.NodeByAddr(a); n != nil {
+			return n, nil
+		}
+	}
+	for _, n := range sn.Nodes() {
+		if n.StableID == string(ref) {
+			return n, nil
+		}
+	}
+	return nil, tailnet.Errorf(tailnet.NotFound, "there is no node %q", clip(string(ref)))
+}
+
+// label is the MagicDNS label in name, which may be a full name with the base domain behind it.
+func label(sn *state.Snapshot, name string) string {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if sn.DNS != nil && sn.DNS.Base != "" {
+		name = strings.TrimSuffix(name, "."+sn.DNS.Base)
+	}
+	return name
+}
+
+// nodeIn is the node inside an update: it may have gone since it was found.
+func nodeIn(tx *state.Tx, id tailnet.NodeID) (*tailnet.Node, error) {
+	if n := tx.Node(id); n != nil {
+		return n, nil
+	}
+	return nil, tailnet.Errorf(tailnet.NotFound, "node %d was deleted meanwhile", id)
+}
+
+// userIn is the user inside an update: it may have gone since it was found.
+func userIn(tx *state.Tx, id tailnet.UserID) (*tailnet.User, error) {
+	if u := tx.User(id); u != nil {
+		return u, nil
+	}
+	return nil, tailnet.Errorf(tailnet.NotFound, "namespace %d was deleted meanwhile", id)
+}
+
+// checkUserName returns nil if a namespace may be called name: lower-case letters, digits and ". _ - @", beginning and ending
+// with a letter or digit, and not digits alone, because that would look like an id.
+func checkUserName(name string) error {
+	const rule = "use a-z, 0-9 and . _ - @, with a letter or digit first and last"
+	switch {
+	case name == "":
+		return tailnet.Errorf(tailnet.Invalid, "a namespace needs a name")
+	case len(name) > maxUserName:
+		return tailnet.Errorf(tailnet.Invalid, "the name %q is longer than %d characters", clip(name), maxUserName)
+	case name == tailnet.TaggedDevicesName:
+		return tailnet.Errorf(tailnet.Invalid, "the name %q is what the owner of tagged nodes is shown as; take another one", name)
+	case strings.ToLower(name) != name && checkUserName(strings.ToLower(name)) == nil:
+		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: write it in lower case, %s", name, strings.ToLower(name))
+	}
+	alnum := func(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
+	digits := true
+	for i := range len(name) {
+		if !alnum(name[i]) && !strings.ContainsRune("._-@", rune(name[i])) {
+			return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: %s", clip(name), rule)
+		}
+		digits = digits && '0' <= name[i] && name[i] <= '9'
+	}
+	if !alnum(name[0]) || !alnum(name[len(name)-1]) {
+		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: %s", name, rule)
+	}
+	if digits {
+		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: digits alone would look like an id", name)
+	}
+	return nil
+}
+
+// checkText returns nil if s may be stored as free text; what names it in the error.
+func checkText(what, s string) error {
+	if len(s) > maxText {
+		return tailnet.Errorf(tailnet.Invalid, "the %s is longer than %d bytes", what, maxText)
+	}
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return tailnet.Errorf(tailnet.Invalid, "the %s %q has control characters in it", what, s)
+	}
+	return nil
+}
+
+// checkEmail returns nil if s is empty or looks like a mail address; clients show it as the login name.
+func checkEmail(s string) error {
+	if err := checkText("mail address", s); err != nil || s == "" {
+		return err
+	}
+	local, domain, ok := strings.Cut(s, "@")
+	if !ok || local == "" || domain == "" || strings.ContainsAny(s, " <>\"") || strings.Contains(domain, "@") {
+		return tailnet.Errorf(tailnet.Invalid, "%q is not a mail address such as me@example.org", s)
+	}
+	return nil
+}
+
+// parseTags checks tags and returns them sorted, without repetitions. "tag:" may be left out.
+func parseTags(tags []string) ([]string, error) {
+	var out []string
+	for _, t := range tags {
+		t = strings.TrimSpace(t)
+		if t != "" && !strings.HasPrefix(t, "tag:") {
+			t = "tag:" + t
+		}
+		if err := tailnet.CheckTag(t); err != nil {
+			return nil, err
+		}
+		if len(t) > len("tag:")+maxTag {
+			return nil, tailnet.Errorf(tailnet.Invalid, "the tag %q is longer than %d characters", clip(t), maxTag)
+		}
+		out = append(out, t)
+	}
+	slices.Sort(out)
+	out = slices.Compact(out)
+	if len(out) > maxTags {
+		return nil, tailnet.Errorf(tailnet.Invalid, "%d tags are too many: at most %d are possible", len(out), maxTags)
+	}
+	return out, nil
+}

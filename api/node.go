@@ -1,0 +1,426 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Node is a node as administrators see it. The keys down to SubnetRoutes are headscale's, the rest is ours.
+type Node struct {
+	ID             ID          `json:"id"`
+	MachineKey     string      `json:"machineKey"`
+	NodeKey        string      `json:"nodeKey"`
+	DiscoKey       string      `json:"discoKey"` // empty until the node has sent one
+	IPAddresses    []string    `json:"ipAddresses"`
+	Name           string      `json:"name"`      // as the machine calls itself
+	GivenName      string      `json:"givenName"` // MagicDNS label
+	User           *User       `json:"user"`      // tagged-devices if the node is tagged
+	LastSeen       *time.Time  `json:"lastSeen"`  // now, if it is online; null: never
+	Expiry         *time.Time  `json:"expiry"`    // null: never
+	PreAuthKey     *PreAuthKey `json:"preAuthKey"`
+	CreatedAt      *time.Time  `json:"createdAt"`
+	RegisterMethod string      `json:"registerMethod"`
+	ForcedTags     []string    `json:"forcedTags"`  // the same as Tags
+	InvalidTags    []string    `json:"invalidTags"` // always empty
+	ValidTags      []string    `json:"validTags"`   // the same as Tags
+	Tags           []string    `json:"tags"`
+	Online         bool        `json:"online"`
+	// Routes: those an administrator approved, those the node advertises, and those it carries now.
+	ApprovedRoutes  []string `json:"approvedRoutes"`
+	AvailableRoutes []string `json:"availableRoutes"`
+	SubnetRoutes    []string `json:"subnetRoutes"`
+
+	StableID      string   `json:"stableId"`
+	FQDN          string   `json:"fqdn"` // empty if there is no MagicDNS
+	Ephemeral     bool     `json:"ephemeral"`
+	Expired       bool     `json:"expired"`
+	Authorized    bool     `json:"authorized"`
+	OS            string   `json:"os"`
+	ClientVersion string   `json:"clientVersion"`
+	Endpoints     []string `json:"endpoints"`
+	HomeDERP      int      `json:"homeDerp"` // region; 0: not known yet
+}
+
+// Namespace is the name of the node's owner.
+func (n *Node) Namespace() string {
+	if n.User == nil {
+		return ""
+	}
+	return n.User.Name
+}
+
+// ShortNodeKey is the node key as people compare it, such as [kEPjO].
+func (n *Node) ShortNodeKey() string {
+	var k key.NodePublic
+	if k.UnmarshalText([]byte(n.NodeKey)) != nil {
+		return n.NodeKey
+	}
+	return k.ShortString()
+}
+
+// nodeJSON is the one place that makes a Node.
+func nodeJSON(sn *state.Snapshot, n *state.Node, now time.Time) *Node {
+	out := &Node{
+		ID: ID(n.ID), MachineKey: n.MachineKey.String(), NodeKey: n.NodeKey.String(),
+		IPAddresses: []string{}, Name: n.Hostname, GivenName: n.Name, User: userOf(sn, n.Owner()),
+		LastSeen: timestamp(n.LastSeen), Expiry: timestamp(n.Expiry), CreatedAt: timestamp(n.Created),
+		RegisterMethod: "REGISTER_METHOD_" + strings.ToUpper(n.RegisterMethod),
+		ForcedTags:     list(n.Tags), InvalidTags: []string{}, ValidTags: list(n.Tags), Tags: list(n.Tags),
+		Online:          n.Online,
+		ApprovedRoutes:  prefixStrings(n.ApprovedRoutes),
+		AvailableRoutes: prefixStrings(tailnet.SortPrefixes(slices.Clone(n.AdvertisedRoutes()))),
+		SubnetRoutes:    prefixStrings(n.Primary),
+		StableID:        n.StableID, Ephemeral: n.Ephemeral, Expired: n.Expired(now), Authorized: n.Authorized,
+		OS: n.Hostinfo.OS, Endpoints: []string{}, HomeDERP: n.HomeDERP,
+	}
+	if n.RegisterMethod == "" {
+		out.RegisterMethod = "REGISTER_METHOD_UNSPECIFIED"
+	}
+	out.ClientVersion, _, _ = strings.Cut(n.Hostinfo.IPNVersion, "-") // 1.102.5-tf3a…: the rest names a build
+	if !n.DiscoKey.IsZero() {
+		out.DiscoKey = n.DiscoKey.String()
+	}
+	if n.Online {
+		out.LastSeen = timestamp(now)
+	}
+	for _, a := range n.Addrs() {
+		out.IPAddresses = append(out.IPAddresses, a.String())
+	}
+	for _, e := range n.Endpoints {
+		out.Endpoints = append(out.Endpoints, e.String())
+	}
+	if sn.DNS != nil && sn.DNS.MagicDNS {
+		out.FQDN = strings.TrimSuffix(sn.DNS.FQDN(n.Name), ".")
+	}
+	if k := sn.PreAuthKey(n.PreAuthKey); n.PreAuthKey != 0 && k != nil {
+		out.PreAuthKey = preAuthKeyJSON(sn, k, now)
+	}
+	return out
+}
+
+func prefixStrings(ps []netip.Prefix) []string {
+	out := make([]string, 0, len(ps))
+	for _, p := range ps {
+		out = append(out, p.String())
+	}
+	return out
+}
+
+type (
+	// NodeList is the answer to ListNodes.
+	NodeList struct {
+		Nodes []*Node `json:"nodes"`
+	}
+	// NodeAnswer is one node.
+	NodeAnswer struct {
+		Node *Node `json:"node"`
+	}
+	// RegisterNodeRequest lets a node in that waits for it. Key is the last element of the URL that the client printed.
+	RegisterNodeRequest struct {
+		User Ref    `json:"user"`
+		Key  string `json:"key"`
+	}
+	// ExpireNodeRequest ends a node's key: now, or at Expiry; DisableExpiry lets it live for ever instead.
+	ExpireNodeRequest struct {
+		Expiry        *time.Time `json:"expiry,omitempty"`
+		DisableExpiry bool       `json:"disableExpiry,omitempty"`
+	}
+	// SetTagsRequest replaces the tags of a node, which then belongs to nobody. Tags must not be empty: MoveNode takes tags
+	// away, because a node needs an owner.
+	SetTagsRequest struct {
+		Tags []string `json:"tags"`
+	}
+	// MoveNodeRequest gives a node to a namespace.
+	MoveNodeRequest struct {
+		User Ref `json:"user"`
+	}
+)
+
+func (s *server) nodeRoutes() []route {
+	one := "/node/{node}"
+	return []route{
+		{"/node", map[string]handler{http.MethodGet: s.listNodes}},
+		{"/node/register", map[string]handler{http.MethodPost: s.registerNode}},
+		{one, map[string]handler{http.MethodGet: s.getNode, http.MethodDelete: s.deleteNode}},
+		{one + "/expire", map[string]handler{http.MethodPost: s.expireNode}},
+		{one + "/rename/{new}", map[string]handler{http.MethodPost: s.renameNode}},
+		{one + "/tags", map[string]handler{http.MethodPost: s.setTags}},
+		{one + "/user", map[string]handler{http.MethodPost: s.moveNode}},
+	}
+}
+
+func (s *server) pathNode(r *http.Request) (*state.Node, error) {
+	ref, err := pathVar(r, "node")
+	if err != nil {
+		return nil, err
+	}
+	return findNode(s.State.Snapshot(), Ref(ref))
+}
+
+// answerNode answers with the node as it is now.
+func (s *server) answerNode(id tailnet.NodeID) (any, error) {
+	sn := s.State.Snapshot()
+	n := sn.Node(id)
+	if n == nil {
+		return nil, tailnet.Errorf(tailnet.NotFound, "node %d was deleted meanwhile", id)
+	}
+	return NodeAnswer{nodeJSON(sn, n, s.Now())}, nil
+}
+
+// changeNode runs f on a copy of the node that r's path names, stores it unless f says that nothing changes, and answers
+// with it. why names the change.
+func (s *server) changeNode(r *http.Request, why string, f func(tx *state.Tx, n *tailnet.Node) (changed bool, err error)) (any, error) {
+	found, err := s.pathNode(r)
+	if err != nil {
+		return nil, err
+	}
+	err = s.update(r, why+" of node "+found.ShortName(), func(tx *state.Tx) error {
+		n, err := nodeIn(tx, found.ID)
+		if err != nil {
+			return err
+		}
+		n = n.Clone()
+		changed, err := f(tx, n)
+		if err != nil || !changed {
+			return err
+		}
+		return tx.PutNode(n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.answerNode(found.ID)
+}
+
+func (s *server) listNodes(r *http.Request) (any, error) {
+	sn := s.State.Snapshot()
+	nodes := sn.Nodes()
+	if ref := Ref(query(r, "user")); ref != "" {
+		owner := tailnet.TaggedDevices
+		if ref != tailnet.TaggedDevicesName {
+			u, err := findUser(sn, ref)
+			if err != nil {
+				return nil, err
+			}
+			owner = u.ID
+		}
+		nodes = sn.NodesOf(owner)
+	}
+	now := s.Now()
+	out := NodeList{Nodes: make([]*Node, 0, len(nodes))}
+	for _, n := range nodes {
+		out.Nodes = append(out.Nodes, nodeJSON(sn, n, now))
+	}
+	return out, nil
+}
+
+// ListNodes are the nodes of a namespace, of tagged-devices, or, if user is empty, all; sorted by id.
+func (c *Client) ListNodes(ctx context.Context, user Ref) ([]*Node, error) {
+	q := url.Values{}
+	if user != "" {
+		q.Set("user", string(user))
+	}
+	var out NodeList
+	err := c.do(ctx, http.MethodGet, c.path("node").query(q), nil, &out)
+	return out.Nodes, err
+}
+
+func (s *server) getNode(r *http.Request) (any, error) {
+	n, err := s.pathNode(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.answerNode(n.ID)
+}
+
+// GetNode is one node.
+func (c *Client) GetNode(ctx context.Context, node Ref) (*Node, error) {
+	return c.nodeAnswer(ctx, http.MethodGet, c.path("node", string(node)), nil)
+}
+
+func (c *Client) nodeAnswer(ctx context.Context, method string, t target, in any) (*Node, error) {
+	var out NodeAnswer
+	err := c.do(ctx, method, t, in, &out)
+	return out.Node, err
+}
+
+func (s *server) registerNode(r *http.Request) (any, error) {
+	req := RegisterNodeRequest{User: Ref(query(r, "user")), Key: query(r, "key")}
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	u, err := findUser(s.State.Snapshot(), req.User)
+	if err != nil {
+		return nil, err
+	}
+	id, err := LoginID(req.Key)
+	if err != nil {
+		return nil, err
+	}
+	node, err := s.Auth.CompleteLogin(r.Context(), id, u.ID)
+	if err != nil {
+		return nil, err
+	}
+	return s.answerNode(node)
+}
+
+// RegisterNode lets a node in that waits for it.
+func (c *Client) RegisterNode(ctx context.Context, req RegisterNodeRequest) (*Node, error) {
+	q := url.Values{"user": {string(req.User)}, "key": {req.Key}}
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", "register").query(q), nil)
+}
+
+func (s *server) deleteNode(r *http.Request) (any, error) {
+	n, err := s.pathNode(r)
+	if err != nil {
+		return nil, err
+	}
+	err = s.update(r, "delete node "+n.ShortName(), func(tx *state.Tx) error {
+		if _, err := nodeIn(tx, n.ID); err != nil {
+			return err
+		}
+		tx.DeleteNode(n.ID)
+		return nil
+	})
+	return Empty{}, err
+}
+
+// DeleteNode removes a node from the tailnet for good.
+func (c *Client) DeleteNode(ctx context.Context, node Ref) error {
+	return c.do(ctx, http.MethodDelete, c.path("node", string(node)), nil, nil)
+}
+
+func (s *server) expireNode(r *http.Request) (any, error) {
+	var req ExpireNodeRequest
+	if v := query(r, "expiry"); v != "" {
+		t, err := parseTime(v)
+		if err != nil {
+			return nil, err
+		}
+		req.Expiry = &t
+	}
+	switch v := query(r, "disableExpiry"); v {
+	case "", "false":
+	case "true":
+		req.DisableExpiry = true
+	default:
+		return nil, tailnet.Errorf(tailnet.Invalid, "disableExpiry=%q is neither true nor false", clip(v))
+	}
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if req.DisableExpiry && req.Expiry != nil {
+		return nil, tailnet.Errorf(tailnet.Invalid, "expiry and disableExpiry contradict each other: give one of them")
+	}
+	return s.changeNode(r, "change expiry", func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+		before := n.Expiry
+		switch {
+		case req.DisableExpiry:
+			n.Expiry = time.Time{}
+		case req.Expiry != nil:
+			n.Expiry = req.Expiry.UTC()
+		case !n.Expired(tx.Now()): // what has ended stays ended when it did
+			n.Expiry = tx.Now()
+		}
+		return !n.Expiry.Equal(before), nil
+	})
+}
+
+// ExpireNode ends the key of a node, so that its machine has to log in again.
+func (c *Client) ExpireNode(ctx context.Context, node Ref, req ExpireNodeRequest) (*Node, error) {
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "expire"), req)
+}
+
+func (s *server) renameNode(r *http.Request) (any, error) {
+	name, err := pathVar(r, "new")
+	if err != nil {
+		return nil, err
+	}
+	return s.changeNode(r, "change name", func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+		if err := checkNodeName(tx, n.ID, name); err != nil {
+			return false, err
+		}
+		changed := n.Name != name || !n.NameFixed
+		n.Name, n.NameFixed = name, true
+		return changed, nil
+	})
+}
+
+// checkNodeName returns nil if node id may be called name: if a machine that called itself so would be given that very name.
+func checkNodeName(tx *state.Tx, id tailnet.NodeID, name string) error {
+	free := tx.FreeName(name, id)
+	if free == name {
+		return nil
+	}
+	if other := tx.NodeByName(name); other != nil && other.ID != id {
+		return tailnet.Errorf(tailnet.Conflict, "the name %q belongs to node %d; %s is free", name, other.ID, free)
+	}
+	return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a node: use 1 to 63 of a-z, 0-9 and \"-\", not first or last, such as %s", clip(name), free)
+}
+
+// RenameNode gives a node another MagicDNS name, which it keeps whatever its machine calls itself.
+func (c *Client) RenameNode(ctx context.Context, node Ref, name string) (*Node, error) {
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "rename", name), nil)
+}
+
+func (s *server) setTags(r *http.Request) (any, error) {
+	var req SetTagsRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	tags, err := parseTags(req.Tags)
+	if err != nil {
+		return nil, err
+	}
+	if len(tags) == 0 {
+		return nil, tailnet.Errorf(tailnet.Invalid, "a node without tags needs an owner: move it to a namespace to take its tags away")
+	}
+	return s.changeNode(r, fmt.Sprintf("change tags to %s", strings.Join(tags, ",")), func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+		changed := !slices.Equal(n.Tags, tags)
+		if !n.Tagged() {
+			n.User, n.Expiry = 0, time.Time{} // what belongs to nobody has nobody to log it in again
+		}
+		n.Tags = tags
+		return changed, nil
+	})
+}
+
+// TagNode replaces the tags of a node.
+func (c *Client) TagNode(ctx context.Context, node Ref, tags []string) (*Node, error) {
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "tags"), SetTagsRequest{Tags: tags})
+}
+
+func (s *server) moveNode(r *http.Request) (any, error) {
+	req := MoveNodeRequest{User: Ref(query(r, "user"))}
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	u, err := findUser(s.State.Snapshot(), req.User)
+	if err != nil {
+		return nil, err
+	}
+	return s.changeNode(r, "change owner to "+u.Name, func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+		if _, err := userIn(tx, u.ID); err != nil {
+			return false, err
+		}
+		changed := n.User != u.ID || n.Tagged()
+		n.User, n.Tags = u.ID, nil
+		return changed, nil
+	})
+}
+
+// MoveNode gives a node to a namespace; a tagged one loses its tags.
+func (c *Client) MoveNode(ctx context.Context, node, user Ref) (*Node, error) {
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "user"), MoveNodeRequest{User: user})
+}

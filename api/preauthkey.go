@@ -1,0 +1,243 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// DefaultKeyLife is how long a pre-auth key lives if its maker does not say.
+const DefaultKeyLife = 24 * time.Hour
+
+// PreAuthKey is a key that lets nodes join without a person.
+type PreAuthKey struct {
+	User       *User      `json:"user"` // null if the key gives tags
+	ID         ID         `json:"id"`
+	Key        string     `json:"key"` // the secret when it is made, later only the part that may be shown
+	Reusable   bool       `json:"reusable"`
+	Ephemeral  bool       `json:"ephemeral"`
+	Used       bool       `json:"used"`
+	Expiration *time.Time `json:"expiration"` // null: never
+	CreatedAt  *time.Time `json:"createdAt"`
+	ACLTags    []string   `json:"aclTags"`
+
+	Revoked bool `json:"revoked"`
+	Usable  bool `json:"usable"` // a new node can join with it now
+}
+
+// Namespace is the name of the key's owner; empty if it gives tags.
+func (k *PreAuthKey) Namespace() string {
+	if k.User == nil {
+		return ""
+	}
+	return k.User.Name
+}
+
+func preAuthKeyJSON(sn *state.Snapshot, k *tailnet.PreAuthKey, now time.Time) *PreAuthKey {
+	return &PreAuthKey{
+		User: userOf(sn, k.User), ID: ID(k.ID), Key: k.Prefix, Reusable: k.Reusable, Ephemeral: k.Ephemeral, Used: k.Used,
+		Expiration: timestamp(k.Expires), CreatedAt: timestamp(k.Created), ACLTags: list(k.Tags),
+		Revoked: k.Revoked, Usable: k.Usable(now) == nil,
+	}
+}
+
+type (
+	// PreAuthKeyList is the answer to ListPreAuthKeys.
+	PreAuthKeyList struct {
+		PreAuthKeys []*PreAuthKey `json:"preAuthKeys"`
+	}
+	// PreAuthKeyAnswer is one key.
+	PreAuthKeyAnswer struct {
+		PreAuthKey *PreAuthKey `json:"preAuthKey"`
+	}
+	// CreatePreAuthKeyRequest makes a key. It needs User or ACLTags; a key with tags belongs to nobody, as do its nodes.
+	CreatePreAuthKeyRequest struct {
+		User       Ref        `json:"user"`
+		Reusable   bool       `json:"reusable"`
+		Ephemeral  bool       `json:"ephemeral"`
+		Expiration *time.Time `json:"expiration,omitempty"` // null: after DefaultKeyLife; the zero time: never
+		ACLTags    []string   `json:"aclTags,omitempty"`
+	}
+	// ExpirePreAuthKeyRequest names a key by its id, or by Key: its secret or the part of it that is shown.
+	ExpirePreAuthKeyRequest struct {
+		ID  ID     `json:"id"`
+		Key string `json:"key,omitempty"`
+	}
+)
+
+func (s *server) preAuthKeyRoutes() []route {
+	return []route{
+		{"/preauthkey", map[string]handler{
+			http.MethodGet: s.listPreAuthKeys, http.MethodPost: s.createPreAuthKey, http.MethodDelete: s.deletePreAuthKey,
+		}},
+		{"/preauthkey/expire", map[string]handler{http.MethodPost: s.expirePreAuthKey}},
+	}
+}
+
+func (s *server) listPreAuthKeys(r *http.Request) (any, error) {
+	sn := s.State.Snapshot()
+	var owner tailnet.UserID
+	if ref := Ref(query(r, "user")); ref != "" {
+		u, err := findUser(sn, ref)
+		if err != nil {
+			return nil, err
+		}
+		owner = u.ID
+	}
+	now := s.Now()
+	out := PreAuthKeyList{PreAuthKeys: []*PreAuthKey{}}
+	for _, k := range sn.PreAuthKeys() {
+		if owner == 0 || k.User == owner {
+			out.PreAuthKeys = append(out.PreAuthKeys, preAuthKeyJSON(sn, k, now))
+		}
+	}
+	return out, nil
+}
+
+// ListPreAuthKeys are the keys of a namespace, or all if user is empty; sorted by id, used and expired ones among them.
+func (c *Client) ListPreAuthKeys(ctx context.Context, user Ref) ([]*PreAuthKey, error) {
+	q := url.Values{}
+	if user != "" {
+		q.Set("user", string(user))
+	}
+	var out PreAuthKeyList
+	err := c.do(ctx, http.MethodGet, c.path("preauthkey").query(q), nil, &out)
+	return out.PreAuthKeys, err
+}
+
+func (s *server) createPreAuthKey(r *http.Request) (any, error) {
+	var req CreatePreAuthKeyRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	tags, err := parseTags(req.ACLTags)
+	if err != nil {
+		return nil, err
+	}
+	kr := auth.KeyRequest{Tags: tags, Reusable: req.Reusable, Ephemeral: req.Ephemeral}
+	if req.User != "" || len(tags) == 0 {
+		u, err := findUser(s.State.Snapshot(), req.User)
+		if err != nil {
+			return nil, err
+		}
+		if len(tags) == 0 {
+			kr.User = u.ID
+		}
+	}
+	now := s.Now()
+	switch {
+	case req.Expiration == nil:
+		kr.Expires = now.Add(DefaultKeyLife)
+	case req.Expiration.IsZero():
+	case !req.Expiration.After(now):
+		return nil, tailnet.Errorf(tailnet.Invalid, "the expiration %s has passed already", req.Expiration.UTC().Format(time.RFC3339))
+	default:
+		kr.Expires = req.Expiration.UTC()
+	}
+	secret, k, err := s.Auth.CreatePreAuthKey(r.Context(), kr)
+	if err != nil {
+		return nil, err
+	}
+	out := preAuthKeyJSON(s.State.Snapshot(), k, now)
+	out.Key = secret
+	return PreAuthKeyAnswer{out}, nil
+}
+
+// CreatePreAuthKey makes a key. Its secret is in the answer and never again.
+func (c *Client) CreatePreAuthKey(ctx context.Context, req CreatePreAuthKeyRequest) (*PreAuthKey, error) {
+	var out PreAuthKeyAnswer
+	err := c.do(ctx, http.MethodPost, c.path("preauthkey"), req, &out)
+	return out.PreAuthKey, err
+}
+
+// findPreAuthKey is the key that req names.
+func findPreAuthKey(sn *state.Snapshot, req ExpirePreAuthKeyRequest) (*tailnet.PreAuthKey, error) {
+	if req.ID == 0 && req.Key == "" {
+		return nil, tailnet.Errorf(tailnet.Invalid, "no pre-auth key is given: name it by its id")
+	}
+	if req.ID != 0 {
+		if k := sn.PreAuthKey(tailnet.PreAuthKeyID(req.ID)); k != nil {
+			return k, nil
+		}
+		return nil, tailnet.Errorf(tailnet.NotFound, "there is no pre-auth key %s", req.ID)
+	}
+	hash := sha256.Sum256([]byte(req.Key))
+	for _, k := range sn.PreAuthKeys() {
+		if k.Hash == hash || k.Prefix != "" && (k.Prefix == req.Key || strings.HasPrefix(req.Key, k.Prefix+"-")) {
+			return k, nil
+		}
+	}
+	return nil, tailnet.Errorf(tailnet.NotFound, "there is no such pre-auth key; name it by its id")
+}
+
+func (s *server) expirePreAuthKey(r *http.Request) (any, error) {
+	var req ExpirePreAuthKeyRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	found, err := findPreAuthKey(s.State.Snapshot(), req)
+	if err != nil {
+		return nil, err
+	}
+	err = s.update(r, "expire pre-auth key "+ID(found.ID).String(), func(tx *state.Tx) error {
+		k := tx.PreAuthKey(found.ID)
+		if k == nil {
+			return tailnet.Errorf(tailnet.NotFound, "pre-auth key %d was deleted meanwhile", found.ID)
+		}
+		if k.Revoked {
+			return nil
+		}
+		c := *k
+		c.Revoked = true
+		if c.Expires.IsZero() || c.Expires.After(tx.Now()) {
+			c.Expires = tx.Now()
+		}
+		tx.PutPreAuthKey(&c)
+		return nil
+	})
+	return Empty{}, err
+}
+
+// ExpirePreAuthKey ends a key; nodes that joined with it stay.
+func (c *Client) ExpirePreAuthKey(ctx context.Context, req ExpirePreAuthKeyRequest) error {
+	return c.do(ctx, http.MethodPost, c.path("preauthkey", "expire"), req, nil)
+}
+
+func (s *server) deletePreAuthKey(r *http.Request) (any, error) {
+	req := ExpirePreAuthKeyRequest{Key: query(r, "key")}
+	if v := query(r, "id"); v != "" {
+		id, ok := Ref(v).id()
+		if !ok {
+			return nil, tailnet.Errorf(tailnet.Invalid, "id=%q is not an id: a whole number is asked for", clip(v))
+		}
+		req.ID = ID(id)
+	}
+	k, err := findPreAuthKey(s.State.Snapshot(), req)
+	if err != nil {
+		return nil, err
+	}
+	err = s.update(r, "delete pre-auth key "+ID(k.ID).String(), func(tx *state.Tx) error {
+		tx.DeletePreAuthKey(k.ID)
+		return nil
+	})
+	return Empty{}, err
+}
+
+// DeletePreAuthKey removes a key; nodes that joined with it stay.
+func (c *Client) DeletePreAuthKey(ctx context.Context, req ExpirePreAuthKeyRequest) error {
+	q := url.Values{}
+	if req.ID != 0 {
+		q.Set("id", req.ID.String())
+	}
+	if req.Key != "" {
+		q.Set("key", req.Key)
+	}
+	return c.do(ctx, http.MethodDelete, c.path("preauthkey").query(q), nil, nil)
+}

@@ -1,0 +1,206 @@
+// Package api is the administration of a tailnet over HTTP: requests, answers, the server side and the client side of each
+// operation, one file per noun. The command line and the web pages use nothing else, so that an action has one
+// implementation and one set of error messages.
+//
+// # Shape
+//
+// Everything is below /api/v1 and speaks the JSON of headscale's v1 interface, so that user interfaces and scripts written
+// for it work: keys in camelCase, ids as decimal strings (numbers are accepted), times in RFC 3339 or null, lists under a
+// named key and never null, unknown keys ignored. What is ours stands beside it: routes, derp/map, version, login, and more
+// keys in a node.
+//
+//	GET    /user ?id=&name=&email=            GET    /preauthkey ?user=
+//	POST   /user                              POST   /preauthkey
+//	DELETE /user/{user}                       DELETE /preauthkey ?id=
+//	POST   /user/{user}/rename/{new}          POST   /preauthkey/expire
+//	GET    /node ?user=                       GET    /routes ?node=
+//	GET    /node/{node}                       POST   /routes/enable, /routes/disable, /routes/exact
+//	DELETE /node/{node}                       GET    /node/{node}/routes
+//	POST   /node/register ?user=&key=         POST   /node/{node}/approve_routes
+//	POST   /node/{node}/expire                GET    /login
+//	POST   /node/{node}/rename/{new}          GET    /derp/map
+//	POST   /node/{node}/tags                  GET    /health
+//	POST   /node/{node}/user                  GET    /version
+//
+// {user} is an id or a name; {node} is an id, a MagicDNS name, an address or a stable id. An id wins over a name that looks
+// like one.
+//
+// # Errors
+//
+// Every failure, unknown paths and wrong methods among them, is answered with a Problem. A failed call has changed nothing.
+// The one place that knows HTTP statuses is problem.go; everybody else speaks tailnet.Error.
+//
+// # What is left to others
+//
+// Who may call: the handler asks for no credentials and must be mounted on the unix socket only (ListenUnix), where the
+// file's mode decides.
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Prefix is where the operations are.
+const Prefix = "/api/v1"
+
+// maxBody is how many bytes of a request are read at the most.
+const maxBody = 1 << 20
+
+// Options is what a server is made of. State and Auth are required.
+type Options struct {
+	State   *state.State
+	Auth    Registrar
+	Version string                          // as /version tells it
+	Health  func(ctx context.Context) error // nil: always well
+	Now     func() time.Time                // nil: time.Now
+	Log     *slog.Logger                    // nil: slog.Default
+}
+
+type server struct {
+	Options
+}
+
+// handler answers one operation: with a value that is written as JSON, or with an error that becomes a Problem.
+type handler func(r *http.Request) (any, error)
+
+// route is one path and what its methods do. The first path that matches path and method is taken.
+type route struct {
+	path    string
+	methods map[string]handler
+}
+
+// NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
+func NewServer(o Options) http.Handler {
+	if o.Health == nil {
+		o.Health = func(context.Context) error { return nil }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	s := &server{o}
+	// Names may contain what a path element must escape, such as the @ of a mail address: match the escaped path, and
+	// unescape once (pathVar).
+	m := mux.NewRouter().UseEncodedPath().SkipClean(true)
+	for _, rt := range s.routes() {
+		methods := make([]string, 0, len(rt.methods))
+		for name := range rt.methods {
+			methods = append(methods, name)
+		}
+		slices.Sort(methods)
+		serve := func(w http.ResponseWriter, r *http.Request) {
+			s.serve(w, r, rt.methods[r.Method])
+		}
+		m.HandleFunc(Prefix+rt.path, serve).Methods(methods...)
+	}
+	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.writeError(w, r, tailnet.Errorf(tailnet.NotFound, "there is nothing at %s", clip(r.URL.Path)))
+	})
+	m.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		allowed := s.methodsAt(m, r)
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		s.writeError(w, r, &methodError{method: r.Method, allowed: allowed})
+	})
+	return s.guard(m)
+}
+
+func (s *server) routes() []route {
+	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.loginRoutes(),
+		s.derpRoutes(), s.healthRoutes())
+}
+
+// methodsAt are the methods that r's path knows.
+func (s *server) methodsAt(m *mux.Router, r *http.Request) (out []string) {
+	for _, name := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		try := r.Clone(r.Context())
+		try.Method = name
+		var match mux.RouteMatch
+		if m.Match(try, &match) && match.MatchErr == nil {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// guard bounds the body and turns a panic into an answer.
+func (s *server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			s.Log.Error("panic in an API handler", "err", p, "method", r.Method, "path", r.URL.Path, "stack", string(debug.Stack()))
+			s.writeError(w, r, fmt.Errorf("panic: %v", p))
+		}()
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// serve runs h to its end before it writes anything, so that a failure is never half an answer.
+func (s *server) serve(w http.ResponseWriter, r *http.Request, h handler) {
+	v, err := h(r)
+	if err != nil {
+		s.writeError(w, r, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, "application/json", v)
+}
+
+// update is State.Update with the mark of who asked.
+func (s *server) update(r *http.Request, why string, f func(*state.Tx) error) error {
+	return s.State.Update(r.Context(), "administrator: "+why, f)
+}
+
+// pathVar is a variable of the path, unescaped.
+func pathVar(r *http.Request, name string) (string, error) {
+	v, err := url.PathUnescape(mux.Vars(r)[name])
+	if err != nil {
+		return "", tailnet.Errorf(tailnet.Invalid, "%q in the path is not escaped correctly", clip(mux.Vars(r)[name]))
+	}
+	return v, nil
+}
+
+// query is a parameter behind the "?", in either of the spellings that grpc-gateway knows: preAuthKey or pre_auth_key.
+func query(r *http.Request, camel string) string {
+	q := r.URL.Query()
+	if v := q.Get(camel); v != "" {
+		return v
+	}
+	var snake strings.Builder
+	for _, c := range camel {
+		if 'A' <= c && c <= 'Z' {
+			snake.WriteByte('_')
+			c += 'a' - 'A'
+		}
+		snake.WriteRune(c)
+	}
+	return q.Get(snake.String())
+}
+
+// clip shortens foreign text for an error message.
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}

@@ -1,0 +1,202 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// User is a namespace.
+type User struct {
+	ID            ID         `json:"id"`
+	Name          string     `json:"name"`
+	CreatedAt     *time.Time `json:"createdAt"`
+	DisplayName   string     `json:"displayName"`
+	Email         string     `json:"email"`
+	ProviderID    string     `json:"providerId"`    // always empty: nobody logs in yet
+	Provider      string     `json:"provider"`      // always empty
+	ProfilePicURL string     `json:"profilePicUrl"` // always empty
+}
+
+func userJSON(u *tailnet.User) *User {
+	return &User{ID: ID(u.ID), Name: u.Name, CreatedAt: timestamp(u.Created), DisplayName: u.DisplayName, Email: u.Email}
+}
+
+// userOf is the owner of something; nil, which is written as null, if there is none.
+func userOf(sn *state.Snapshot, id tailnet.UserID) *User {
+	if u := sn.User(id); u != nil {
+		return userJSON(u)
+	}
+	return nil
+}
+
+type (
+	// UserFilter chooses users; empty fields choose all.
+	UserFilter struct {
+		ID    ID
+		Name  string
+		Email string
+	}
+	// UserList is the answer to ListUsers.
+	UserList struct {
+		Users []*User `json:"users"`
+	}
+	// UserAnswer is one user.
+	UserAnswer struct {
+		User *User `json:"user"`
+	}
+	// CreateUserRequest makes a namespace. Only Name is required.
+	CreateUserRequest struct {
+		Name        string `json:"name"`
+		DisplayName string `json:"displayName,omitempty"`
+		Email       string `json:"email,omitempty"`
+	}
+	// Empty is the answer of operations that have nothing to say.
+	Empty struct{}
+)
+
+func (s *server) userRoutes() []route {
+	return []route{
+		{"/user", map[string]handler{http.MethodGet: s.listUsers, http.MethodPost: s.createUser}},
+		{"/user/{user}", map[string]handler{http.MethodDelete: s.deleteUser}},
+		{"/user/{user}/rename/{new}", map[string]handler{http.MethodPost: s.renameUser}},
+	}
+}
+
+func (s *server) pathUser(r *http.Request) (*tailnet.User, error) {
+	ref, err := pathVar(r, "user")
+	if err != nil {
+		return nil, err
+	}
+	return findUser(s.State.Snapshot(), Ref(ref))
+}
+
+func (s *server) listUsers(r *http.Request) (any, error) {
+	id := Ref(query(r, "id"))
+	wanted, ok := id.id()
+	if id != "" && !ok {
+		return nil, tailnet.Errorf(tailnet.Invalid, "id=%q is not an id: a whole number is asked for", clip(string(id)))
+	}
+	name, email := query(r, "name"), query(r, "email")
+	out := UserList{Users: []*User{}}
+	for _, u := range s.State.Snapshot().Users() {
+		if wanted != 0 && u.ID != tailnet.UserID(wanted) || name != "" && u.Name != name || email != "" && u.Email != email {
+			continue
+		}
+		out.Users = append(out.Users, userJSON(u))
+	}
+	return out, nil
+}
+
+// ListUsers are the namespaces that f chooses, sorted by id.
+func (c *Client) ListUsers(ctx context.Context, f UserFilter) ([]*User, error) {
+	q := url.Values{}
+	if f.ID != 0 {
+		q.Set("id", f.ID.String())
+	}
+	if f.Name != "" {
+		q.Set("name", f.Name)
+	}
+	if f.Email != "" {
+		q.Set("email", f.Email)
+	}
+	var out UserList
+	err := c.do(ctx, http.MethodGet, c.path("user").query(q), nil, &out)
+	return out.Users, err
+}
+
+func (s *server) createUser(r *http.Request) (any, error) {
+	var req CreateUserRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if err := checkUserName(req.Name); err != nil {
+		return nil, err
+	}
+	if err := checkText("display name", req.DisplayName); err != nil {
+		return nil, err
+	}
+	if err := checkEmail(req.Email); err != nil {
+		return nil, err
+	}
+	var u *tailnet.User
+	err := s.update(r, "create namespace "+req.Name, func(tx *state.Tx) error {
+		u = tx.NewUser(req.Name)
+		u.DisplayName, u.Email = req.DisplayName, req.Email
+		return tx.PutUser(u)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return UserAnswer{userJSON(u)}, nil
+}
+
+// CreateUser makes a namespace.
+func (c *Client) CreateUser(ctx context.Context, req CreateUserRequest) (*User, error) {
+	var out UserAnswer
+	err := c.do(ctx, http.MethodPost, c.path("user"), req, &out)
+	return out.User, err
+}
+
+func (s *server) renameUser(r *http.Request) (any, error) {
+	old, err := s.pathUser(r)
+	if err != nil {
+		return nil, err
+	}
+	name, err := pathVar(r, "new")
+	if err != nil {
+		return nil, err
+	}
+	if err := checkUserName(name); err != nil {
+		return nil, err
+	}
+	var renamed *tailnet.User
+	err = s.update(r, "rename namespace "+old.Name+" to "+name, func(tx *state.Tx) error {
+		u, err := userIn(tx, old.ID)
+		if err != nil {
+			return err
+		}
+		renamed = u
+		if u.Name == name {
+			return nil
+		}
+		c := *u
+		c.Name = name
+		renamed = &c
+		return tx.PutUser(renamed)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return UserAnswer{userJSON(renamed)}, nil
+}
+
+// RenameUser gives a namespace another name.
+func (c *Client) RenameUser(ctx context.Context, user Ref, name string) (*User, error) {
+	var out UserAnswer
+	err := c.do(ctx, http.MethodPost, c.path("user", string(user), "rename", name), nil, &out)
+	return out.User, err
+}
+
+func (s *server) deleteUser(r *http.Request) (any, error) {
+	u, err := s.pathUser(r)
+	if err != nil {
+		return nil, err
+	}
+	err = s.update(r, "delete namespace "+u.Name, func(tx *state.Tx) error {
+		if _, err := userIn(tx, u.ID); err != nil {
+			return err
+		}
+		return tx.DeleteUser(u.ID)
+	})
+	return Empty{}, err
+}
+
+// DeleteUser deletes a namespace that has no nodes, with its pre-auth keys.
+func (c *Client) DeleteUser(ctx context.Context, user Ref) error {
+	return c.do(ctx, http.MethodDelete, c.path("user", string(user)), nil, nil)
+}
