@@ -79,8 +79,11 @@ func client(t testing.TB, version, kind string, build func(dir string) error) *C
 }
 
 // buildOnce has build fill dir unless an earlier process did. Processes exclude each other by a lock
-// on a file beside it, and dir appears only when complete.
+// on a file beside it, one build at a time, and dir appears only when complete.
 func buildOnce(dir string, build func(dir string) error) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
@@ -109,7 +112,7 @@ func buildOnce(dir string, build func(dir string) error) error {
 }
 
 // skeinBinary builds the server from this tree, once per test process, with the race detector if the
-// test has it. The binary's name ends in the process id; those of processes that are gone are removed.
+// test has it. The next test process removes the binary.
 func skeinBinary(t testing.TB) string {
 	t.Helper()
 	builds.mu.Lock()
@@ -117,11 +120,10 @@ func skeinBinary(t testing.TB) string {
 	if builds.skein != "" {
 		return builds.skein
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("skeinlab-bin-%d-", os.Getpid()))
+	dir, err := workDir("")
 	if err != nil {
 		t.Fatalf("lab: %v", err)
 	}
-	sweepBinaries(filepath.Dir(dir))
 	bin := filepath.Join(dir, "skein")
 	args := []string{"build", "-o", bin}
 	if raceEnabled {
@@ -134,21 +136,26 @@ func skeinBinary(t testing.TB) string {
 	return bin
 }
 
-// sweepBinaries removes the binaries that test processes which have ended left in dir.
-func sweepBinaries(dir string) {
-	left, err := filepath.Glob(filepath.Join(dir, "skeinlab-bin-*-*"))
+// workDir makes a directory in base (empty: the system's temporary folder) that carries this
+// process's id, and removes those of processes that are gone.
+func workDir(base string) (string, error) {
+	if base == "" {
+		base = os.TempDir()
+	}
+	left, err := filepath.Glob(filepath.Join(base, "skeinlab-*-*"))
 	if err != nil {
-		return
+		return "", err
 	}
 	for _, path := range left {
 		var pid int
-		if _, err := fmt.Sscanf(filepath.Base(path), "skeinlab-bin-%d-", &pid); err != nil {
-			continue
+		if _, err := fmt.Sscanf(filepath.Base(path), "skeinlab-%d-", &pid); err != nil {
+			continue // kept by a failed test
 		}
 		if syscall.Kill(pid, 0) == syscall.ESRCH {
 			os.RemoveAll(path)
 		}
 	}
+	return os.MkdirTemp(base, fmt.Sprintf("skeinlab-%d-", os.Getpid()))
 }
 
 // goOutput runs the go command in the module of the test.

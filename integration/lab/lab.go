@@ -45,6 +45,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -84,8 +85,7 @@ func New(t testing.TB) *Lab {
 	Need(t)
 	slots <- struct{}{}
 
-	base := os.Getenv("SKEIN_LAB_DIR")
-	dir, err := os.MkdirTemp(base, "skeinlab")
+	dir, err := workDir(os.Getenv("SKEIN_LAB_DIR"))
 	if err != nil {
 		<-slots
 		t.Fatalf("lab: %v", err)
@@ -147,12 +147,22 @@ func (l *Lab) close() {
 		hosts[i].close()
 	}
 	if l.t.Failed() || os.Getenv("SKEIN_LAB_KEEP") != "" {
-		l.t.Logf("lab: states and logs are kept in %s", l.dir)
+		l.keep()
 		return
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
 		l.t.Logf("lab: %v", err)
 	}
+}
+
+// keep gives the directory a name under which later processes do not remove it.
+func (l *Lab) keep() {
+	kept := filepath.Join(filepath.Dir(l.dir), "skeinlab-kept-"+cleanName(l.t.Name()))
+	if err := errors.Join(os.RemoveAll(kept), os.Rename(l.dir, kept)); err != nil {
+		l.t.Logf("lab: %v", err)
+		kept = l.dir
+	}
+	l.t.Logf("lab: states and logs are kept in %s", kept)
 }
 
 // Wait returns once cond reports true. It asks about every 50 ms, and ends the test with what was
@@ -181,12 +191,7 @@ func poll(timeout time.Duration, cond func() (bool, string)) (why string, ok boo
 
 // hostDir makes the folder of the host called name, unique even if two hosts share the name.
 func (l *Lab) hostDir(name string) (string, error) {
-	clean := strings.Map(func(r rune) rune {
-		if r == '/' || r <= ' ' || r > '~' {
-			return '_'
-		}
-		return r
-	}, name)
+	clean := cleanName(name)
 	for i := 0; ; i++ {
 		dir := filepath.Join(l.dir, clean)
 		if i > 0 {
@@ -200,6 +205,16 @@ func (l *Lab) hostDir(name string) (string, error) {
 			return "", err
 		}
 	}
+}
+
+// cleanName makes a name fit for a file.
+func cleanName(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '/' || r <= ' ' || r > '~' {
+			return '_'
+		}
+		return r
+	}, name)
 }
 
 func indent(s string) string {

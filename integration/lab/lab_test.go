@@ -2,9 +2,12 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -238,5 +241,35 @@ func TestParseTable(t *testing.T) {
 	}
 	if _, _, err := parseTable("ID | Name\n1\n"); err == nil {
 		t.Error("a short line was accepted")
+	}
+}
+
+// Directories of processes that are gone are removed, others are not.
+func TestSweep(t *testing.T) {
+	base := t.TempDir()
+	gone := exec.Command("/bin/true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	mk := func(name string) string {
+		dir := filepath.Join(base, name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	dead := mk(fmt.Sprintf("skeinlab-%d-1", gone.Process.Pid))
+	keep := []string{mk(fmt.Sprintf("skeinlab-%d-1", os.Getpid())), mk("skeinlab-kept-TestX"), mk("other")}
+	mine, err := workDir(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range append(keep, mine) {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(dead); err == nil {
+		t.Errorf("%s is still there", dead)
 	}
 }
