@@ -16,15 +16,17 @@ import (
 // Sizes of statements. The driver looks up the arguments of a statement in quadratic time, so bigger is not better:
 // BenchmarkCommit.
 const (
-	maxArgs = 300 // of an upsert
+	maxArgs = 600 // of an upsert
 	maxIDs  = 300 // in a list of ids
 )
 
 // Commit writes ch as one transaction that takes the tailnet from Rev known to the Rev returned, and appends to its revisions.
-// It is durable when Commit returns. If the tailnet is no longer at known, nothing is written and the error is
-// tailnet.ErrConflict; likewise if a node key or stable id is taken by a node of another tailnet. Deletions come first, so that
-// what a deleted row held may be given to another one, and rows may swap names, addresses and keys. Deleted nodes leave a
-// tombstone; ids to delete that do not exist are ignored.
+// It is durable when Commit returns. If it fails nothing is written; if that is because the tailnet is no longer at known, the
+// error is tailnet.ErrConflict. Deletions come first, so that what a deleted row held may be given to another one, and rows may
+// swap names, addresses and keys. Deleted nodes leave a tombstone; ids to delete that do not exist are ignored.
+//
+// A unique key that is taken is never a conflict: whoever took it within the tailnet would have moved its Rev, so the fault is
+// in ch itself, or a node of another tailnet has the key (then the code is tailnet.Conflict), and to load and try again would not help.
 func (d *DB) Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error) {
 	c, err := d.prepare(id, known, ch)
 	if err != nil {
@@ -213,7 +215,7 @@ func (d *DB) explainCommit(ctx context.Context, c *commit, err error) error {
 	switch {
 	case isUnique(err):
 		if who := d.takenElsewhere(ctx, c); who != "" {
-			return fmt.Errorf("%w: %s", tailnet.ErrConflict, who)
+			return &tailnet.Error{Code: tailnet.Conflict, Cause: err, Message: who}
 		}
 		return &tailnet.Error{Code: tailnet.Internal, Cause: err,
 			Message: "the change gives one name, address or key to two rows: " + constraint(err)}
@@ -231,7 +233,7 @@ func (d *DB) takenElsewhere(ctx context.Context, c *commit) string {
 		err := d.read.WithContext(ctx).Raw("SELECT tailnet_id FROM nodes WHERE tailnet_id <> ? AND (node_key = ? OR stable_id = ?)",
 			c.id, r.NodeKey, r.StableID).Scan(&other).Error
 		if err == nil && other != 0 {
-			return fmt.Sprintf("the key of node %d is that of a node in tailnet %d", r.ID, other)
+			return fmt.Sprintf("node %d has the key of a node in another tailnet (%d)", r.ID, other)
 		}
 	}
 	return ""

@@ -117,10 +117,14 @@ func open(ctx context.Context, o Options, ms []migration) (_ *DB, err error) {
 	if err = d.createFile(); err != nil {
 		return nil, err
 	}
+	have, err := d.inspect(ctx, ms[len(ms)-1].version)
+	if err != nil {
+		return nil, d.explain(err)
+	}
 	if err = d.openWriter(); err != nil {
 		return nil, d.explain(err)
 	}
-	if err = d.migrate(ctx, ms); err != nil {
+	if err = d.migrate(ctx, have, ms); err != nil {
 		return nil, d.explain(err)
 	}
 	if err = d.openReaders(); err != nil {
@@ -200,8 +204,7 @@ func (d *DB) openWriter() (err error) {
 func (d *DB) openReaders() (err error) {
 	d.read, d.closeR, err = openPool(readers, d.dsn(
 		"mode", "ro",
-		"_pragma", fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
-		"_pragma", "query_only(1)"))
+		"_pragma", fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())))
 	return err
 }
 

@@ -29,24 +29,33 @@ CREATE TABLE schema_migrations (
 	applied_at TEXT   NOT NULL
 )`
 
-// migrate brings the schema up to the last of ms. Before the first one runs on a database that holds something, the database
-// is copied to PATH.before-vN. Each migration is one transaction together with its row in schema_migrations, so that one which
-// fails or is interrupted leaves the version before it.
-func (d *DB) migrate(ctx context.Context, ms []migration) error {
-	w := d.write.WithContext(ctx)
-	have, err := d.version(w)
+// inspect returns the version of the database's schema, 0 if it is empty. It is an error if the database belongs to another
+// program or to a Skein with a newer schema than newest. It only reads: opening for writing would turn on WAL mode in a
+// database that is not ours.
+func (d *DB) inspect(ctx context.Context, newest int64) (int64, error) {
+	r, closeR, err := openPool(1, d.dsn("mode", "ro"))
 	if err != nil {
-		return err
+		return 0, err
 	}
+	defer closeR()
+	have, err := d.version(r.WithContext(ctx))
+	if err != nil || have <= newest {
+		return have, err
+	}
+	or := ""
+	if old := fmt.Sprintf("%s.before-v%d", d.path, newest+1); exists(old) {
+		or = ", or stop and put the copy from before the upgrade, " + old + ", in its place"
+	}
+	return 0, fmt.Errorf("database %s was written by a newer skein: its schema is version %d and this one knows versions up to %d; "+
+		"run the newer skein%s", d.path, have, newest, or)
+}
+
+// migrate brings the schema from version have up to the last of ms. Before the first one runs on a database that holds something,
+// the database is copied to PATH.before-vN. Each migration is one transaction together with its row in schema_migrations, so that
+// one which fails or is interrupted leaves the version before it.
+func (d *DB) migrate(ctx context.Context, have int64, ms []migration) error {
+	w := d.write.WithContext(ctx)
 	newest := ms[len(ms)-1].version
-	if have > newest {
-		or := ""
-		if old := fmt.Sprintf("%s.before-v%d", d.path, newest+1); exists(old) {
-			or = ", or stop and put the copy from before the upgrade, " + old + ", in its place"
-		}
-		return fmt.Errorf("database %s was written by a newer skein: its schema is version %d and this one knows versions up to %d; "+
-			"run the newer skein%s", d.path, have, newest, or)
-	}
 	if have == newest {
 		return nil
 	}
