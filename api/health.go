@@ -64,9 +64,11 @@ func (s *server) health(r *http.Request) (any, error) {
 	return Health{DatabaseConnectivity: true}, nil
 }
 
-// Health returns nil if the server is well.
-func (c *Client) Health(ctx context.Context) error {
-	return c.do(ctx, http.MethodGet, c.path("health"), nil, nil)
+// Health is what a server that is well says of itself; one that is not gives an error.
+func (c *Client) Health(ctx context.Context) (Health, error) {
+	var h Health
+	err := c.do(ctx, http.MethodGet, c.path("health"), nil, &h)
+	return h, err
 }
 
 func (s *server) version(*http.Request) (any, error) { return BuildVersion(s.Options.Version), nil }

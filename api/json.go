@@ -140,8 +140,8 @@ func list[T any](xs []T) []T {
 	return xs
 }
 
-// parseTime reads a time given in a query or by a person: RFC 3339, or the same without a zone, which is UTC then.
-func parseTime(s string) (time.Time, error) {
+// ParseTime reads a time given in a query or by a person: RFC 3339, or the same without a zone, which is UTC then.
+func ParseTime(s string) (time.Time, error) {
 	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02"} {
 		if t, err := time.Parse(layout, s); err == nil {
 			return t.UTC(), nil

@@ -304,7 +304,7 @@ func (c *Client) DeleteNode(ctx context.Context, node Ref) error {
 func (s *server) expireNode(r *http.Request) (any, error) {
 	var req ExpireNodeRequest
 	if v := query(r, "expiry"); v != "" {
-		t, err := parseTime(v)
+		t, err := ParseTime(v)
 		if err != nil {
 			return nil, err
 		}
