@@ -259,3 +259,10 @@ func (s *Server) nodeOf(w http.ResponseWriter, r *http.Request, k key.NodePublic
 	}
 	return n
 }
+
+// Sessions is the number of open map sessions.
+func (s *Server) Sessions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)
+}

@@ -1,0 +1,485 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/mux"
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/api"
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/config"
+	"github.com/skein-vpn/skein/control"
+	"github.com/skein-vpn/skein/db"
+	"github.com/skein-vpn/skein/derp"
+	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/netmap"
+	"github.com/skein-vpn/skein/state"
+)
+
+// The seams between packages that do not know each other.
+var (
+	_ state.Store   = (*db.DB)(nil)
+	_ auth.Store    = (*db.DB)(nil)
+	_ api.Registrar = (*auth.Auth)(nil)
+)
+
+// server is a running Skein: everything that serve opens, in the order in which it is opened. Close closes it in reverse.
+type server struct {
+	cfg     *config.Config // at the start; never written to after openFiles
+	current *config.Config // as reloaded last; belongs to the goroutine that reloads
+	log     *slog.Logger
+	url     *url.URL // as clients reach us
+
+	db      *db.DB
+	cert    *derp.Certificate
+	stun    *derp.STUN // nil: off
+	sources *derp.Sources
+	state   *state.State
+	auth    *auth.Auth
+	control *control.Server
+	relay   *derp.Server // nil: off
+
+	listeners   []net.Listener // of the main port and, if it could be had, of the fallback port
+	fallbackErr error          // why the fallback port is not open; nil if it is
+	public      *http.Server
+	socket      net.Listener
+	metricsAddr net.Listener // nil: off
+
+	stop context.CancelFunc // ends what runs beside the servers
+	wg   sync.WaitGroup
+
+	closers []func() error
+}
+
+// openServer opens everything and starts serving. An error leaves nothing open.
+func openServer(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *server, err error) {
+	s := &server{cfg: cfg, current: cfg, log: log}
+	defer func() {
+		if err != nil {
+			_ = s.Close()
+		}
+	}()
+	steps := []func(context.Context) error{
+		s.openFiles, s.openPorts, s.openState, s.openRelay, s.openControl, s.serve,
+	}
+	for _, step := range steps {
+		if err = step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// onClose adds a step to Close; the last one added runs first.
+func (s *server) onClose(f func() error) { s.closers = append(s.closers, f) }
+
+// Close ends everything: first the streams, so that clients connect again at once (to another server, or to the next
+// start of this one), then the ports, then what they used.
+func (s *server) Close() error {
+	var errs []error
+	for _, f := range slices.Backward(s.closers) {
+		if err := f(); !errors.Is(err, net.ErrClosed) { // a server closes its listener itself
+			errs = append(errs, err)
+		}
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// openFiles opens the data folder, the database and the certificate.
+func (s *server) openFiles(ctx context.Context) (err error) {
+	if err := os.MkdirAll(s.cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("the data folder cannot be made (data_dir): %w", err)
+	}
+	s.db, err = db.Open(ctx, db.Options{Path: s.cfg.Database.SQLite.Path, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.onClose(s.db.Close)
+	if s.cfg.ServerURL == "" {
+		s.cfg.ServerURL = deriveServerURL(s.cfg.ListenAddr)
+	}
+	if s.url, err = url.Parse(s.cfg.ServerURL); err != nil {
+		return fmt.Errorf("server_url: %w", err)
+	}
+	if s.cfg.TLSCertPath != "" {
+		s.cert, err = derp.LoadCertificate(s.cfg.TLSCertPath, s.cfg.TLSKeyPath)
+	} else {
+		s.cert, err = derp.SelfSigned(filepath.Join(s.cfg.DataDir, "self_signed.pem"), derp.CertHosts(s.url), nil)
+	}
+	return err
+}
+
+// deriveServerURL is the address under which clients in the same network reach us when nobody has said one.
+func deriveServerURL(listen string) string {
+	host, port, _ := net.SplitHostPort(listen)
+	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
+		host = localAddr()
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// localAddr is an address of this machine that others can reach: the one it would reach them from, or else any that is
+// not loopback.
+func localAddr() string {
+	if c, err := net.Dial("udp4", "192.0.2.1:9"); err == nil { // sends nothing: UDP only picks the source address
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).IP.String()
+	}
+	addrs, _ := net.InterfaceAddrs()
+	best := "127.0.0.1"
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && p.Addr().IsGlobalUnicast() && (p.Addr().Is4() || best == "127.0.0.1") {
+			best = p.Addr().String()
+			if p.Addr().Is4() {
+				break
+			}
+		}
+	}
+	return best
+}
+
+// openPorts listens everywhere, before anything is served, so that a port in use is told at once.
+func (s *server) openPorts(context.Context) error {
+	o := derp.ListenerOptions{TLS: s.cert.TLSConfig(), PerAddress: s.cfg.Limits.ConnectionsPerAddress, Exempt: s.exempt}
+	l, err := net.Listen("tcp", s.cfg.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("cannot listen for clients on %s (listen_addr, --listen): %w", s.cfg.ListenAddr, err)
+	}
+	s.listeners = append(s.listeners, derp.NewListener(l, o))
+	s.onClose(l.Close)
+
+	s.fallbackErr = errors.New("switched off in the configuration")
+	if addr := s.cfg.TLSFallbackListenAddr; addr != "" && addr != s.cfg.ListenAddr {
+		l, err := net.Listen("tcp", addr)
+		s.fallbackErr = err
+		if err == nil {
+			s.listeners = append(s.listeners, derp.NewListener(l, o))
+			s.onClose(l.Close)
+		}
+	}
+	if s.cfg.MetricsListenAddr != "" {
+		if s.metricsAddr, err = net.Listen("tcp", s.cfg.MetricsListenAddr); err != nil {
+			return fmt.Errorf("cannot listen for metrics on %s (metrics_listen_addr, --metrics-listen; empty switches it off): %w",
+				s.cfg.MetricsListenAddr, err)
+		}
+		s.onClose(s.metricsAddr.Close)
+	}
+	if s.cfg.DERP.Server.Enabled && s.cfg.DERP.Server.STUNListenAddr != "" {
+		if s.stun, err = derp.ListenSTUN(s.cfg.DERP.Server.STUNListenAddr, s.log); err != nil {
+			return fmt.Errorf("cannot listen for STUN (derp.server.stun_listen_addr, --stun-listen): %w", err)
+		}
+		s.onClose(s.stun.Close)
+	}
+	if s.socket, err = api.ListenUnix(s.cfg.UnixSocket, os.FileMode(s.cfg.UnixSocketPermission)); err != nil {
+		return err
+	}
+	s.onClose(s.socket.Close)
+	return nil
+}
+
+// exempt reports whether an address may open any number of connections.
+func (s *server) exempt(a netip.Addr) bool {
+	return a.IsLoopback() || slices.ContainsFunc(s.cfg.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// sourcesOptions says where the relay map comes from.
+func (s *server) sourcesOptions(cfg *config.Config) derp.SourcesOptions {
+	o := derp.SourcesOptions{Paths: cfg.DERP.Paths, URLs: cfg.DERP.URLs, CacheDir: cfg.DataDir, OnChange: s.derpChanged, Log: s.log}
+	if cfg.DERP.AutoUpdateEnabled {
+		o.Every = cfg.DERP.UpdateFrequency.Std()
+	}
+	if d := cfg.DERP.Server; d.Enabled && d.AutomaticallyAddEmbeddedDERPRegion {
+		o.Embedded = &derp.Embedded{
+			ServerURL: s.url, RegionID: d.RegionID, Code: d.RegionCode, Name: d.RegionName, IPv4: d.IPv4, IPv6: d.IPv6, Cert: s.cert,
+		}
+		if s.stun != nil {
+			o.Embedded.STUNPort = int(s.stun.Addr().Port())
+		}
+	}
+	return o
+}
+
+// derpMaps puts the relay map into the words of state.
+func derpMaps(m *derp.Maps) *state.DERPMaps {
+	out := &state.DERPMaps{Current: m.Current, Old: m.Legacy, OldBelow: derp.CapVerPinnedCert}
+	homes := 0
+	for id, r := range m.Current.Regions {
+		if r != nil && !r.NoMeasureNoHome {
+			out.Home, homes = id, homes+1
+		}
+	}
+	if homes != 1 {
+		out.Home = 0
+	}
+	return out
+}
+
+// derpChanged publishes a new relay map.
+func (s *server) derpChanged(m *derp.Maps) {
+	if s.state == nil {
+		return // not open yet: it begins with the current map
+	}
+	maps := derpMaps(m)
+	err := s.state.Update(context.Background(), "relay map changed", func(tx *state.Tx) error {
+		tx.SetDERP(maps)
+		return nil
+	})
+	if err != nil && !errors.Is(err, state.ErrClosed) {
+		s.log.Error("a new relay map could not be published", "err", err)
+	}
+}
+
+func dnsSettings(cfg *config.Config) (*dns.Settings, error) {
+	d := cfg.DNS
+	s := &dns.Settings{
+		MagicDNS: d.MagicDNS, Base: strings.Trim(d.BaseDomain, "."), OverrideLocal: d.OverrideLocalDNS,
+		Nameservers: d.Nameservers.Global, Split: d.Nameservers.Split, Search: d.SearchDomains,
+	}
+	for _, r := range d.ExtraRecords {
+		a, err := netip.ParseAddr(r.Value)
+		if err != nil {
+			return nil, fmt.Errorf("dns.extra_records: %q is not an address", r.Value)
+		}
+		s.Records = append(s.Records, dns.Record{Name: r.Name, Addr: a})
+	}
+	return s, nil
+}
+
+// openState reads the relay map and the tailnet.
+func (s *server) openState(ctx context.Context) (err error) {
+	if s.sources, err = derp.NewSources(ctx, s.sourcesOptions(s.cfg)); err != nil {
+		return err
+	}
+	settings, err := dnsSettings(s.cfg)
+	if err != nil {
+		return err
+	}
+	st, err := state.Open(ctx, state.Options{
+		Store: s.db, DNS: settings, DERP: derpMaps(s.sources.Current()),
+		Addressing: state.Addressing{
+			Prefix4: s.cfg.Prefixes.V4, Prefix6: s.cfg.Prefixes.V6, Random: s.cfg.Prefixes.Allocation == "random",
+		},
+		RestartGrace: s.cfg.Routes.RestartGrace.Std(), EphemeralTimeout: s.cfg.Node.Ephemeral.InactivityTimeout.Std(), Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.state = st
+	s.onClose(func() error { st.Close(); return nil })
+	return nil
+}
+
+// openRelay opens the embedded relay for registered nodes.
+func (s *server) openRelay(context.Context) (err error) {
+	d := s.cfg.DERP.Server
+	if !d.Enabled {
+		return nil
+	}
+	o := derp.Options{KeyPath: d.PrivateKeyPath, Log: s.log, Bootstrap: &derp.Bootstrap{
+		Names: []string{s.url.Hostname()},
+		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+		},
+	}}
+	if d.VerifyClients {
+		o.Admit = s.registered
+	}
+	if s.relay, err = derp.New(o); err != nil {
+		return err
+	}
+	s.onClose(s.relay.Close)
+	return nil
+}
+
+// registered reports whether k is the key of a node of ours.
+func (s *server) registered(k key.NodePublic) bool { return s.state.Snapshot().NodeByKey(k) != nil }
+
+// openControl opens what clients talk to.
+func (s *server) openControl(context.Context) error {
+	noise, err := loadNoiseKey(s.cfg.Noise.PrivateKeyPath)
+	if err != nil {
+		return err
+	}
+	s.auth = auth.New(auth.Options{
+		State: s.state, Store: s.db, NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: s.cfg.Limits.PendingRegistrations, Log: s.log,
+	})
+	s.control = control.New(control.Options{
+		State: s.state, Auth: s.auth, NoiseKey: noise, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
+		Encoder: netmap.New(netmap.Options{
+			Taildrop: s.cfg.Taildrop.Enabled, LogCollection: s.cfg.Logtail.Enabled, RandomizeClientPort: s.cfg.RandomizeClientPort,
+		}, nil),
+		OfflineAfter: s.cfg.Routes.FailoverAfter.Std(),
+		Probe:        control.ProbeOptions{Fail: s.cfg.Routes.FailoverAfter.Std()},
+		Limits:       control.Limits{RegistrationsPerMinute: s.cfg.Limits.RegistrationsPerMinute},
+		Proxies:      s.cfg.TrustedProxies, Log: s.log,
+	})
+	return nil
+}
+
+// loadNoiseKey reads the key that is the server's identity, or makes it on the first start.
+func loadNoiseKey(path string) (k key.MachinePrivate, err error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		if err := k.UnmarshalText([]byte(strings.TrimSpace(string(b)))); err != nil {
+			return k, fmt.Errorf("%s does not hold a key such as privkey:… (noise.private_key_path): %w", path, err)
+		}
+		return k, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return k, fmt.Errorf("reading the server's key (noise.private_key_path): %w", err)
+	}
+	k = key.NewMachine()
+	text, err := k.MarshalText()
+	if err != nil {
+		return k, err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, append(text, '\n'), 0o600); err != nil {
+		return k, fmt.Errorf("writing the server's key (noise.private_key_path): %w", err)
+	}
+	return k, os.Rename(tmp, path)
+}
+
+// serve starts the servers and what runs beside them.
+func (s *server) serve(context.Context) error {
+	s.public = &http.Server{
+		Handler: s.publicHandler(), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	derp.PrepareServer(s.public)
+	admin := &http.Server{Handler: api.NewServer(s.apiOptions()), ReadHeaderTimeout: 30 * time.Second}
+	inner := &http.Server{Handler: s.metricsHandler(), ReadHeaderTimeout: 30 * time.Second}
+
+	run, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	for _, l := range s.listeners {
+		s.goServe(s.public, l)
+	}
+	s.goServe(admin, s.socket)
+	if s.metricsAddr != nil {
+		s.goServe(inner, s.metricsAddr)
+	}
+	s.goRun(func() { s.sources.Run(run) })
+	s.goRun(func() { s.auth.Run(run) })
+	s.goRun(func() { s.recheckRelay(run) })
+	s.goRun(func() { s.purge(run) })
+	s.onClose(func() error {
+		s.control.Close()
+		stop()
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		err := errors.Join(s.public.Shutdown(ctx), admin.Shutdown(ctx), inner.Shutdown(ctx))
+		if errors.Is(err, context.DeadlineExceeded) { // requests that do not end, such as a slow download of the relay page
+			err = errors.Join(s.public.Close(), admin.Close(), inner.Close())
+		}
+		s.wg.Wait()
+		return err
+	})
+	return nil
+}
+
+func (s *server) apiOptions() api.Options {
+	return api.Options{State: s.state, Auth: s.auth, Version: version(), Health: s.db.Health, Log: s.log}
+}
+
+func (s *server) goServe(srv *http.Server, l net.Listener) {
+	s.goRun(func() {
+		if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("a server stopped", "listen", l.Addr(), "err", err)
+		}
+	})
+}
+
+func (s *server) goRun(f func()) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		f()
+	}()
+}
+
+// recheckRelay cuts relay sessions of nodes that are gone: the relay asks only when a session begins. It looks once a
+// second at the most.
+func (s *server) recheckRelay(ctx context.Context) {
+	if s.relay == nil || !s.cfg.DERP.Server.VerifyClients {
+		return
+	}
+	for {
+		select {
+		case <-s.state.Snapshot().Superseded():
+		case <-ctx.Done():
+			return
+		}
+		s.relay.Recheck()
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// purge forgets, once a day, what nobody will ask for again.
+func (s *server) purge(ctx context.Context) {
+	for {
+		now := time.Now()
+		_, err1 := s.db.PurgeDeletedNodes(ctx, now.Add(-db.TombstoneAge))
+		_, err2 := s.db.PurgeRevisions(ctx, now.Add(-db.TombstoneAge))
+		if err := errors.Join(err1, err2); err != nil && ctx.Err() == nil {
+			s.log.Warn("old rows could not be removed", "err", err)
+		}
+		select {
+		case <-time.After(24 * time.Hour):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// publicHandler is everything that strangers can reach.
+func (s *server) publicHandler() http.Handler {
+	r := mux.NewRouter()
+	s.control.Mount(r)
+	if s.relay != nil {
+		for _, p := range derp.Paths {
+			r.Handle(p, s.relay.Handler())
+		}
+	}
+	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
+	r.HandleFunc("/health", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.db.Health(r.Context()); err != nil {
+			s.log.Error("health check failed", "err", err)
+			http.Error(w, `{"status":"fail"}`, http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/health+json")
+		fmt.Fprintln(w, `{"status":"pass"}`)
+	}).Methods(http.MethodGet, http.MethodHead)
+	r.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, "{\"version\":%q}\n", version())
+	}).Methods(http.MethodGet)
+	r.HandleFunc("/robots.txt", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "User-agent: *\nDisallow: /\n")
+	}).Methods(http.MethodGet)
+	r.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "This is a Skein server. Join it with:\n\n    tailscale up --login-server %s\n", s.cfg.ServerURL)
+	}).Methods(http.MethodGet)
+	return r
+}
