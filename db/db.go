@@ -52,12 +52,15 @@ import (
 	"github.com/glebarez/sqlite"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
+
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // Our choices for SQLite.
 const (
 	busyTimeout = 5 * time.Second        // patience with another program, such as a sqlite3 shell, that holds a lock
 	readers     = 4                      // connections that read
+	maxIdleWAL  = 16 << 20               // bytes that the write-ahead log keeps after a burst of writes
 	slowWrite   = 500 * time.Millisecond // a write that takes longer is logged
 	fileMode    = os.FileMode(0o600)     // of every file we make: they hold pending logins and hashes of keys
 )
@@ -86,6 +89,7 @@ type DB struct {
 	how       durability            // of the writing connection; belongs to who holds the token
 	writeFail atomic.Pointer[error] // why the last write failed, if the disk or the file was to blame
 
+	closed    chan struct{} // closed once nobody may begin to write
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -96,7 +100,7 @@ type DB struct {
 func Open(ctx context.Context, o Options) (*DB, error) { return open(ctx, o, migrations) }
 
 func open(ctx context.Context, o Options, ms []migration) (_ *DB, err error) {
-	d := &DB{now: o.Now, log: o.Log, writing: make(chan struct{}, 1)}
+	d := &DB{now: o.Now, log: o.Log, writing: make(chan struct{}, 1), closed: make(chan struct{})}
 	if d.now == nil {
 		d.now = time.Now
 	}
@@ -196,6 +200,7 @@ func (d *DB) openWriter() (err error) {
 		"_pragma", fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
 		"_pragma", "journal_mode(WAL)",
 		"_pragma", "synchronous(FULL)",
+		"_pragma", fmt.Sprintf("journal_size_limit(%d)", maxIdleWAL),
 		"_pragma", "foreign_keys(1)",
 		"_txlock", "immediate"))
 	return err
@@ -231,7 +236,8 @@ func openPool(conns int, dsn string) (*gorm.DB, func() error, error) {
 // the first return what the first one returned.
 func (d *DB) Close() error {
 	d.closeOnce.Do(func() {
-		d.writing <- struct{}{} // never given back: nobody writes after Close
+		close(d.closed)
+		d.writing <- struct{}{} // not given back
 		d.closeErr = d.closeAll()
 	})
 	return d.closeErr
@@ -330,6 +336,8 @@ func (how durability) pragma() string {
 	return "FULL"
 }
 
+var errClosed = tailnet.Errorf(tailnet.Unavailable, "the database is closed")
+
 // transact runs f in one write transaction, after those who came first. ctx is asked only while it waits: what has begun is
 // finished, so that the answer is never "perhaps".
 func (d *DB) transact(ctx context.Context, how durability, f func(tx *gorm.DB) error) error {
@@ -338,9 +346,15 @@ func (d *DB) transact(ctx context.Context, how durability, f func(tx *gorm.DB) e
 		defer func() { <-d.writing }()
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-d.closed:
+		return errClosed
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	select { // of several that are ready, select takes any
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-d.closed:
+		return errClosed
+	default:
 	}
 	w := d.write.WithContext(context.WithoutCancel(ctx))
 	if how != d.how { // the pragma has no effect inside a transaction
@@ -350,14 +364,14 @@ func (d *DB) transact(ctx context.Context, how durability, f func(tx *gorm.DB) e
 		d.how = how
 	}
 
-	start := time.Now()
+	start := d.now()
 	err := w.Transaction(f)
 	if err != nil {
 		// After a COMMIT that fails, SQLite keeps the transaction open while database/sql takes it for closed.
 		// Mostly there is none left, and the error that says so is of no interest.
 		w.Exec("ROLLBACK")
 	}
-	if took := time.Since(start); took > slowWrite {
+	if took := d.now().Sub(start); took > slowWrite {
 		d.log.Warn("slow write to the database", "took", took)
 	}
 	err = d.explain(err)

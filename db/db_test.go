@@ -319,9 +319,8 @@ func TestClose(t *testing.T) {
 	if _, err := os.Stat(path + "-wal"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the write-ahead log is still there: %v", err)
 	}
-	if _, err := d.Commit(canceled(), 1, 1, &tailnet.Changes{}); err == nil {
-		t.Error("Commit after Close")
-	}
+	_, err := d.Commit(ctx, 1, 1, &tailnet.Changes{})
+	wantErr(t, err, "the database is closed")
 	if err := d.Health(ctx); err == nil {
 		t.Error("healthy after Close")
 	}
@@ -334,6 +333,77 @@ func canceled() context.Context {
 	c, cancel := context.WithCancel(ctx)
 	cancel()
 	return c
+}
+
+// TestDamagedFile overwrites one page after the other. What cannot be read is an error that says what to do, and whatever can be
+// read is right.
+func TestDamagedFile(t *testing.T) {
+	path := newPath(t)
+	d := openTest(t, path)
+	fill(t, d, 40)
+	want := mustLoad(t, d, 1)
+	d.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = 4096
+	damaged := 0
+	for off := 0; off < len(whole); off += page {
+		b := slices.Clone(whole)
+		copy(b[off:], strings.Repeat("damage! ", page/8))
+		path := newPath(t)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(ctx, options(path))
+		if err == nil {
+			var c *tailnet.Contents
+			if c, err = d.Load(ctx, 1); err == nil {
+				if diff := diff(want, c); diff != "" {
+					t.Errorf("page %d: %s", off/page, diff)
+				}
+			}
+			d.Close() // it may have something to say, too
+		}
+		if err != nil {
+			damaged++
+			if s := err.Error(); !strings.Contains(s, "damaged; stop the server") && !strings.Contains(s, "not a SQLite database") {
+				t.Errorf("page %d: %v", off/page, err)
+			}
+		}
+	}
+	if damaged < 5 {
+		t.Errorf("only %d of %d pages matter", damaged, len(whole)/page)
+	}
+}
+
+// TestLockedByShell has somebody hold a transaction open in a sqlite3 shell.
+func TestLockedByShell(t *testing.T) {
+	path := newPath(t)
+	d := openTest(t, path)
+	mustExec(t, d, "PRAGMA busy_timeout=1")
+	shell, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shell.Close()
+	shell.SetMaxOpenConns(1)
+	if _, err := shell.Exec("BEGIN IMMEDIATE"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Commit(ctx, 1, 0, &tailnet.Changes{})
+	wantErr(t, err, path, "locked by another program")
+	if tailnet.CodeOf(err) != tailnet.Unavailable {
+		t.Errorf("code %v", tailnet.CodeOf(err))
+	}
+	if err := d.Health(ctx); err != nil { // reading goes on
+		t.Error(err)
+	}
+	if _, err := shell.Exec("ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	mustCommit(t, d, 0, &tailnet.Changes{})
 }
 
 func TestHealth(t *testing.T) {

@@ -12,13 +12,14 @@ import (
 // SQLite's result codes that we tell apart (https://www.sqlite.org/rescode.html). The low byte of an extended code is the
 // primary code.
 const (
-	codeBusy     = 5
-	codeReadonly = 8
-	codeIOErr    = 10
-	codeCorrupt  = 11
-	codeFull     = 13
-	codeCantOpen = 14
-	codeNotADB   = 26
+	codeBusy      = 5
+	codeReadonly  = 8
+	codeInterrupt = 9
+	codeIOErr     = 10
+	codeCorrupt   = 11
+	codeFull      = 13
+	codeCantOpen  = 14
+	codeNotADB    = 26
 
 	codeConstraintForeignKey = 787
 	codeConstraintPrimaryKey = 1555
@@ -64,6 +65,8 @@ func (d *DB) explain(err error) error {
 		return say(tailnet.Internal, "is damaged; stop the server and put a copy in its place")
 	case codeBusy:
 		return say(tailnet.Unavailable, "is locked by another program")
+	case codeInterrupt: // because a context ended
+		return say(tailnet.Unavailable, "did not answer while somebody waited")
 	case codeReadonly:
 		return say(tailnet.Unavailable, "or its folder cannot be written to")
 	case codeFull:
