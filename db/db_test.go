@@ -589,7 +589,7 @@ func TestConcurrentUse(t *testing.T) {
 		d.PutLogin(c, testLogin("x", t0))
 		return nil
 	})
-	for range 200 {
+	for range 50 {
 		n := nodes[int(rev)%50].Clone()
 		n.HomeDERP = int(rev)
 		rev = mustCommit(t, d, rev, &tailnet.Changes{PutNodes: []*tailnet.Node{n}})
