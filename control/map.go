@@ -183,7 +183,10 @@ func (ms *mapSession) send(f netmap.Frame) error {
 	if _, err := f.WriteTo(ms.w); err != nil {
 		return err
 	}
-	return ms.rc.Flush()
+	if err := ms.rc.Flush(); err != nil {
+		return err
+	}
+	return ms.rc.SetWriteDeadline(time.Time{}) // or it would end an idle stream
 }
 
 // addSession makes ms the stream of its node and ends the one before.

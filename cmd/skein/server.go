@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -317,7 +318,7 @@ func (s *server) openControl(context.Context) error {
 		return err
 	}
 	s.auth = auth.New(auth.Options{
-		State: s.state, Store: s.db, NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: s.cfg.Limits.PendingRegistrations, Log: s.log,
+		State: s.state, Store: s.db, NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
 	})
 	s.control = control.New(control.Options{
 		State: s.state, Auth: s.auth, NoiseKey: noise, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
@@ -326,10 +327,18 @@ func (s *server) openControl(context.Context) error {
 		}, nil),
 		OfflineAfter: s.cfg.Routes.FailoverAfter.Std(),
 		Probe:        control.ProbeOptions{Fail: s.cfg.Routes.FailoverAfter.Std()},
-		Limits:       control.Limits{RegistrationsPerMinute: s.cfg.Limits.RegistrationsPerMinute},
+		Limits:       control.Limits{RegistrationsPerMinute: orUnlimited(s.cfg.Limits.RegistrationsPerMinute), Connections: math.MaxInt}, // derp.Listener counts those
 		Proxies:      s.cfg.TrustedProxies, Log: s.log,
 	})
 	return nil
+}
+
+// orUnlimited is a limit of the configuration, where zero means none, for packages where zero means their default.
+func orUnlimited(n int) int {
+	if n == 0 {
+		return math.MaxInt32
+	}
+	return n
 }
 
 // loadNoiseKey reads the key that is the server's identity, or makes it on the first start.
