@@ -115,7 +115,7 @@ func open(ctx context.Context, o Options, ms []migration) (_ *DB, err error) {
 	}
 	defer func() {
 		if err != nil {
-			d.closeAll()
+			_ = d.closeAll() // err says what matters
 		}
 	}()
 	if err = d.createFile(); err != nil {
@@ -226,8 +226,7 @@ func openPool(conns int, dsn string) (*gorm.DB, func() error, error) {
 		DisableAutomaticPing:   true,
 	})
 	if err != nil {
-		pool.Close()
-		return nil, nil, err
+		return nil, nil, errors.Join(err, pool.Close())
 	}
 	return g, pool.Close, nil
 }
@@ -294,7 +293,7 @@ func (d *DB) copyTo(from *gorm.DB, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(part) // after Rename there is none
+	defer func() { _ = os.Remove(part) }() // after Rename there is none
 	defer f.Close()
 	if err := f.Chmod(fileMode); err != nil { // it may have been there
 		return err

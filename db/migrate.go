@@ -37,9 +37,8 @@ func (d *DB) inspect(ctx context.Context, newest int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer closeR()
 	have, err := d.version(r.WithContext(ctx))
-	if err != nil || have <= newest {
+	if err := errors.Join(err, closeR()); err != nil || have <= newest {
 		return have, err
 	}
 	or := ""
@@ -153,7 +152,7 @@ func foreignKeyFaults(tx *gorm.DB) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var out []string
 	for rows.Next() && len(out) < maxFaults {
 		var table, parent string
