@@ -3,6 +3,7 @@ package db
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	gosqlite "github.com/glebarez/go-sqlite"
 
@@ -73,6 +74,9 @@ func (d *DB) explain(err error) error {
 		return say(tailnet.Unavailable, "cannot grow: the disk is full")
 	case codeIOErr, codeCantOpen:
 		return say(tailnet.Unavailable, "cannot be read or written")
+	}
+	if strings.Contains(err.Error(), d.path) { // whoever wrapped it knew more than there is to add
+		return err
 	}
 	return say(tailnet.Internal, "failed")
 }

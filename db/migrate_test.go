@@ -99,6 +99,9 @@ func TestMigrationFails(t *testing.T) {
 				bad.sql = "CREATE TABLE half (id BIGINT);\n" + last
 				_, err := open(ctx, options(path), append(migrations[:len(migrations):len(migrations)], bad))
 				wantErr(t, err, path, fmt.Sprintf("migration %d (test)", newVersion))
+				if strings.Count(err.Error(), path) != 1 {
+					t.Errorf("%v: names the database more than once", err)
+				}
 				d := openTest(t, path)
 				if d := diff(want, mustLoad(t, d, 1)); d != "" {
 					t.Error(d)
