@@ -103,6 +103,9 @@ func (s *server) Close() error {
 
 // openFiles opens the data folder, the database and the certificate.
 func (s *server) openFiles(ctx context.Context) (err error) {
+	if s.cfg.Policy.Path != "" || s.cfg.Policy.Mode == "database" { // better than to seem to protect and not to
+		return errors.New("policy.path, policy.mode: this version has no access policies yet, every node reaches every other; leave them out to accept that")
+	}
 	if err := os.MkdirAll(s.cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("the data folder cannot be made (data_dir): %w", err)
 	}
