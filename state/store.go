@@ -14,8 +14,8 @@ type Store interface {
 	Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error)
 
 	// Commit writes ch as one transaction that takes the tailnet from Rev known to the Rev returned, and appends to its
-	// revisions. It is durable when Commit returns. If the tailnet is no longer at known, or a unique key is taken by
-	// somebody else's commit, nothing is written and the error is ErrConflict. Deleted nodes leave a tombstone.
+	// revisions. It is durable when Commit returns. If the tailnet is no longer at known nothing is written and the error is
+	// ErrConflict; any other error has written nothing either. Deleted nodes leave a tombstone.
 	Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error)
 
 	// SavePresence writes soft state, without a new Rev. Unknown ids are ignored.
