@@ -112,7 +112,7 @@ func buildOnce(dir string, build func(dir string) error) error {
 }
 
 // skeinBinary builds the server from this tree, once per test process, with the race detector if the
-// test has it. The next test process removes the binary.
+// test has it or SKEIN_LAB_RACE is 1. The next test process removes the binary.
 func skeinBinary(t testing.TB) string {
 	t.Helper()
 	builds.mu.Lock()
@@ -126,7 +126,7 @@ func skeinBinary(t testing.TB) string {
 	}
 	bin := filepath.Join(dir, "skein")
 	args := []string{"build", "-o", bin}
-	if raceEnabled {
+	if raceEnabled || os.Getenv("SKEIN_LAB_RACE") == "1" {
 		args = append(args, "-race")
 	}
 	if _, err := goOutput(append(args, "github.com/skein-vpn/skein/cmd/skein")...); err != nil {
