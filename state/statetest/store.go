@@ -1,0 +1,490 @@
+// Package statetest is a store in memory for tests. It keeps the contract of state.Store (and, with Logins, of auth.Store)
+// and can be made slow, broken, or one of several servers' stores:
+//
+//	Block       commits wait until they are let go: updates gather behind one
+//	FailCommits commits fail, as if the disk were full
+//	Intrude     another server commits something, so that the next commit of ours is a conflict
+//
+// Only tests may import it. It imports nothing of ours but tailnet, so that tests inside state can use it.
+package statetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// ErrFailed is what a commit that was told to fail returns.
+var ErrFailed = errors.New("statetest: told to fail")
+
+// Commit is one commit that the store has taken.
+type Commit struct {
+	Rev     tailnet.Rev
+	Changes *tailnet.Changes // with copies of its rows
+	Foreign bool             // made by Intrude
+}
+
+// Store holds one tailnet in memory. What it is given and what it returns are copies, as with a database. It is safe for
+// concurrent use; use New.
+type Store struct {
+	mu       sync.Mutex
+	c        contents // guarded by mu, like all that follows
+	commits  []Commit
+	keep     bool
+	saves    []map[tailnet.NodeID]tailnet.Presence
+	deleted  map[key.NodePublic]*tailnet.Node
+	fail     int
+	failSave int
+	failLoad int
+	before   func(known tailnet.Rev, ch *tailnet.Changes) error
+	gate     chan struct{}
+	waiting  int
+}
+
+// contents is tailnet.Contents with its rows under their ids.
+type contents struct {
+	rev      tailnet.Rev
+	tailnet  tailnet.Tailnet
+	nodes    map[tailnet.NodeID]*tailnet.Node
+	users    map[tailnet.UserID]*tailnet.User
+	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
+	presence map[tailnet.NodeID]tailnet.Presence
+}
+
+// New returns a store with an empty tailnet tailnet.DefaultID.
+func New() *Store {
+	return NewWith(&tailnet.Contents{Tailnet: tailnet.Tailnet{ID: tailnet.DefaultID, Name: tailnet.DefaultName}})
+}
+
+// NewWith returns a store that holds a copy of c.
+func NewWith(c *tailnet.Contents) *Store {
+	s := &Store{keep: true, deleted: map[key.NodePublic]*tailnet.Node{}}
+	s.c = contents{
+		rev: c.Rev, tailnet: c.Tailnet, presence: maps.Clone(c.Presence),
+		nodes: map[tailnet.NodeID]*tailnet.Node{}, users: map[tailnet.UserID]*tailnet.User{}, keys: map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{},
+	}
+	if s.c.presence == nil {
+		s.c.presence = map[tailnet.NodeID]tailnet.Presence{}
+	}
+	for _, n := range c.Nodes {
+		s.c.nodes[n.ID] = copyNode(n)
+	}
+	for _, u := range c.Users {
+		s.c.users[u.ID] = copyOf(u)
+	}
+	for _, k := range c.PreAuthKeys {
+		s.c.keys[k.ID] = copyOf(k)
+	}
+	return s
+}
+
+func copyOf[T any](v *T) *T {
+	c := *v
+	return &c
+}
+
+func copyNode(n *tailnet.Node) *tailnet.Node {
+	c := *n
+	c.Hostinfo = n.Hostinfo.Clone()
+	c.Tags = slices.Clone(n.Tags)
+	c.Endpoints = slices.Clone(n.Endpoints)
+	c.EndpointTypes = slices.Clone(n.EndpointTypes)
+	c.ApprovedRoutes = slices.Clone(n.ApprovedRoutes)
+	c.KeySignature = slices.Clone(n.KeySignature)
+	return &c
+}
+
+// Forget stops keeping the commits, for benchmarks.
+func (s *Store) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keep, s.commits = false, nil
+}
+
+// FailCommits makes the next n commits fail with ErrFailed.
+func (s *Store) FailCommits(n int) { s.set(func() { s.fail = n }) }
+
+// FailSaves makes the next n SavePresence fail with ErrFailed.
+func (s *Store) FailSaves(n int) { s.set(func() { s.failSave = n }) }
+
+// FailLoads makes the next n Loads fail with ErrFailed.
+func (s *Store) FailLoads(n int) { s.set(func() { s.failLoad = n }) }
+
+// BeforeCommit has f called before each commit of ours, with nothing locked: it may Intrude, and an error of it is the
+// commit's. nil takes it away.
+func (s *Store) BeforeCommit(f func(known tailnet.Rev, ch *tailnet.Changes) error) {
+	s.set(func() { s.before = f })
+}
+
+func (s *Store) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// Block makes commits wait until release is called.
+func (s *Store) Block() (release func()) {
+	gate := make(chan struct{})
+	s.set(func() { s.gate = gate })
+	return sync.OnceFunc(func() {
+		s.set(func() { s.gate = nil })
+		close(gate)
+	})
+}
+
+// Waiting is the number of commits that wait for the release of Block.
+func (s *Store) Waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting
+}
+
+// Commits are the commits so far.
+func (s *Store) Commits() []Commit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.commits)
+}
+
+// Saves is what SavePresence was given, oldest first.
+func (s *Store) Saves() []map[tailnet.NodeID]tailnet.Presence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.saves)
+}
+
+// Presence is what is saved of the node.
+func (s *Store) Presence(id tailnet.NodeID) tailnet.Presence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.c.presence[id]
+}
+
+// Contents is a copy of all that the store holds.
+func (s *Store) Contents() *tailnet.Contents {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.c.copy()
+}
+
+func (c *contents) copy() *tailnet.Contents {
+	out := &tailnet.Contents{Rev: c.rev, Tailnet: c.tailnet, Presence: maps.Clone(c.presence)}
+	for _, id := range slices.Sorted(maps.Keys(c.nodes)) {
+		out.Nodes = append(out.Nodes, copyNode(c.nodes[id]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.users)) {
+		out.Users = append(out.Users, copyOf(c.users[id]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.keys)) {
+		out.PreAuthKeys = append(out.PreAuthKeys, copyOf(c.keys[id]))
+	}
+	return out
+}
+
+// Load implements state.Store.
+func (s *Store) Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failLoad > 0 {
+		s.failLoad--
+		return nil, ErrFailed
+	}
+	if id != s.c.tailnet.ID {
+		return nil, tailnet.Errorf(tailnet.NotFound, "there is no tailnet %d", id)
+	}
+	return s.c.copy(), nil
+}
+
+// Commit implements state.Store.
+func (s *Store) Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error) {
+	s.mu.Lock()
+	before := s.before
+	s.mu.Unlock()
+	if before != nil {
+		if err := before(known, ch); err != nil {
+			return 0, err
+		}
+	}
+	if err := s.wait(ctx); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail > 0 {
+		s.fail--
+		return 0, ErrFailed
+	}
+	if id != s.c.tailnet.ID {
+		return 0, fmt.Errorf("there is no tailnet %d", id)
+	}
+	if known != s.c.rev {
+		return 0, tailnet.ErrConflict
+	}
+	return s.commitLocked(ch, false)
+}
+
+// wait holds a commit up while the store is blocked.
+func (s *Store) wait(ctx context.Context) error {
+	s.mu.Lock()
+	gate := s.gate
+	if gate == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	s.waiting++
+	s.mu.Unlock()
+	defer s.set(func() { s.waiting-- })
+	select {
+	case <-gate:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Intrude commits what f makes of the contents, as another server would; f may change neither its argument nor the rows
+// in it. It panics if the changes are wrong in themselves.
+func (s *Store) Intrude(f func(c *tailnet.Contents) *tailnet.Changes) tailnet.Rev {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rev, err := s.commitLocked(f(s.c.copy()), true)
+	if err != nil {
+		panic(fmt.Sprintf("statetest: Intrude: %v", err))
+	}
+	return rev
+}
+
+// commitLocked checks ch and takes it; s.mu must be held.
+func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, error) {
+	next := contents{
+		rev: s.c.rev + 1, tailnet: s.c.tailnet, nodes: s.c.nodes, users: s.c.users, keys: s.c.keys, presence: s.c.presence,
+	}
+	if ch.Empty() {
+		return 0, errors.New("statetest: an empty commit")
+	}
+	if ch.When.IsZero() && !foreign {
+		return 0, errors.New("statetest: a commit without a time")
+	}
+	if ch.Tailnet != nil {
+		next.tailnet = *ch.Tailnet
+	}
+	if err := s.checkLocked(&next, ch); err != nil {
+		return 0, err
+	}
+	for _, id := range ch.DeleteNodes {
+		n := next.nodes[id]
+		s.deleted[n.NodeKey] = n
+		delete(next.nodes, id)
+		delete(next.presence, id)
+	}
+	for _, id := range ch.DeletePreAuth {
+		delete(next.keys, id)
+		for nid, n := range next.nodes { // as the foreign key of a database does
+			if n.PreAuthKey == id {
+				n = copyOf(n)
+				n.PreAuthKey = 0
+				next.nodes[nid] = n
+			}
+		}
+	}
+	for _, id := range ch.DeleteUsers {
+		delete(next.users, id)
+	}
+	for _, u := range ch.PutUsers {
+		next.users[u.ID] = copyOf(u)
+	}
+	for _, k := range ch.PutPreAuthKeys {
+		next.keys[k.ID] = copyOf(k)
+	}
+	for _, n := range ch.PutNodes {
+		next.nodes[n.ID] = copyNode(n)
+	}
+	s.c = next
+	if s.keep {
+		s.commits = append(s.commits, Commit{Rev: next.rev, Changes: copyChanges(ch), Foreign: foreign})
+	}
+	return next.rev, nil
+}
+
+func copyChanges(ch *tailnet.Changes) *tailnet.Changes {
+	c := *ch
+	c.PutNodes = nil
+	for _, n := range ch.PutNodes {
+		c.PutNodes = append(c.PutNodes, copyNode(n))
+	}
+	if ch.Tailnet != nil {
+		c.Tailnet = copyOf(ch.Tailnet)
+	}
+	c.Why = slices.Clone(ch.Why)
+	return &c
+}
+
+// checkLocked returns ErrConflict if a unique value of ch is taken, and another error if ch breaks what a database would
+// not let pass either. It costs O(nodes) only if ch brings unique values that the node did not have.
+func (s *Store) checkLocked(c *contents, ch *tailnet.Changes) error {
+	for _, id := range ch.DeleteNodes {
+		if c.nodes[id] == nil {
+			return fmt.Errorf("statetest: node %d is deleted but is not there", id)
+		}
+	}
+	fresh := false
+	for i, n := range ch.PutNodes {
+		switch {
+		case n == nil, n.Hostinfo == nil, n.StableID == "", n.Name == "":
+			return fmt.Errorf("statetest: node %d of the commit is not complete: %+v", i, n)
+		case n.ID > c.tailnet.LastNodeID:
+			return fmt.Errorf("statetest: node %d is above the counter %d", n.ID, c.tailnet.LastNodeID)
+		case n.User != 0 && !s.hasUser(c, ch, n.User):
+			return fmt.Errorf("statetest: node %d belongs to user %d, who is not there", n.ID, n.User)
+		}
+		old := c.nodes[n.ID]
+		fresh = fresh || old == nil || old.NodeKey != n.NodeKey || old.Name != n.Name || old.IPv4 != n.IPv4 || old.IPv6 != n.IPv6
+	}
+	for _, id := range ch.DeleteUsers {
+		for _, n := range c.nodes {
+			if n.User == id && !slices.Contains(ch.DeleteNodes, n.ID) && !slices.ContainsFunc(ch.PutNodes, func(p *tailnet.Node) bool { return p.ID == n.ID }) {
+				return fmt.Errorf("statetest: user %d is deleted but has node %d", id, n.ID)
+			}
+		}
+	}
+	if err := uniqueUsers(c, ch); err != nil || !fresh {
+		return err
+	}
+	return uniqueNodes(c, ch)
+}
+
+func (s *Store) hasUser(c *contents, ch *tailnet.Changes, id tailnet.UserID) bool {
+	return !slices.Contains(ch.DeleteUsers, id) &&
+		(c.users[id] != nil || slices.ContainsFunc(ch.PutUsers, func(u *tailnet.User) bool { return u.ID == id }))
+}
+
+func uniqueUsers(c *contents, ch *tailnet.Changes) error {
+	if len(ch.PutUsers) == 0 {
+		return nil
+	}
+	after := maps.Clone(c.users)
+	for _, id := range ch.DeleteUsers {
+		delete(after, id)
+	}
+	for _, u := range ch.PutUsers {
+		after[u.ID] = u
+	}
+	names := map[string]bool{}
+	for _, u := range after {
+		if names[u.Name] {
+			return tailnet.ErrConflict
+		}
+		names[u.Name] = true
+	}
+	return nil
+}
+
+func uniqueNodes(c *contents, ch *tailnet.Changes) error {
+	skip := map[tailnet.NodeID]bool{}
+	for _, id := range ch.DeleteNodes {
+		skip[id] = true
+	}
+	for _, n := range ch.PutNodes {
+		skip[n.ID] = true
+	}
+	type unique struct {
+		what string
+		v    any
+	}
+	seen := map[unique]bool{}
+	values := func(n *tailnet.Node) []unique {
+		out := []unique{{"key", n.NodeKey}, {"name", n.Name}, {"stable", n.StableID}}
+		for _, a := range n.Addrs() {
+			out = append(out, unique{"addr", a})
+		}
+		return out
+	}
+	for _, n := range ch.PutNodes {
+		for _, u := range values(n) {
+			if seen[u] {
+				return fmt.Errorf("statetest: the commit gives %s %v to two nodes", u.what, u.v)
+			}
+			seen[u] = true
+		}
+	}
+	for _, n := range c.nodes {
+		if skip[n.ID] {
+			continue
+		}
+		for _, u := range values(n) {
+			if seen[u] {
+				return tailnet.ErrConflict
+			}
+		}
+	}
+	return nil
+}
+
+// SavePresence implements state.Store.
+func (s *Store) SavePresence(ctx context.Context, id tailnet.ID, p map[tailnet.NodeID]tailnet.Presence) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failSave > 0 {
+		s.failSave--
+		return ErrFailed
+	}
+	for nid, v := range p {
+		if s.c.nodes[nid] != nil {
+			s.c.presence[nid] = v
+		}
+	}
+	if s.keep {
+		s.saves = append(s.saves, maps.Clone(p))
+	}
+	return nil
+}
+
+// DeletedNode implements state.Store.
+func (s *Store) DeletedNode(ctx context.Context, id tailnet.ID, k key.NodePublic) (*tailnet.Node, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.deleted[k]; n != nil {
+		return copyNode(n), nil
+	}
+	return nil, nil
+}
+
+// Tailnet is the contents of a tailnet with n nodes that belong to one user, named node-1 and so on, with the addresses
+// that sequential allocation would give them. They are published: each has a disco key, an endpoint and a home relay.
+func Tailnet(n int) *tailnet.Contents {
+	c := &tailnet.Contents{
+		Rev: 1,
+		Tailnet: tailnet.Tailnet{
+			ID: tailnet.DefaultID, Name: tailnet.DefaultName, LastNodeID: tailnet.NodeID(n), LastUserID: 1,
+		},
+		Users:    []*tailnet.User{{ID: 1, Name: "junyao", Created: Epoch}},
+		Presence: map[tailnet.NodeID]tailnet.Presence{},
+	}
+	v4, v6 := netip.MustParseAddr("100.64.0.0"), netip.MustParseAddr("fd7a:115c:a1e0::")
+	for i := 1; i <= n; i++ {
+		v4, v6 = v4.Next(), v6.Next()
+		name := fmt.Sprintf("node-%d", i)
+		c.Nodes = append(c.Nodes, &tailnet.Node{
+			ID: tailnet.NodeID(i), StableID: fmt.Sprintf("n%016d", i),
+			MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), DiscoKey: key.NewDisco().Public(),
+			User: 1, Hostname: name, Name: name, IPv4: v4, IPv6: v6, Created: Epoch, Authorized: true,
+			Hostinfo:  &tailcfg.Hostinfo{Hostname: name, OS: "linux", IPNVersion: "1.102.5"},
+			Endpoints: []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 41641)},
+			HomeDERP:  901, Capver: tailcfg.CurrentCapabilityVersion, RegisterMethod: tailnet.RegisteredByKey,
+		})
+	}
+	return c
+}
+
+// Epoch is when the nodes of Tailnet were created.
+var Epoch = time.Date(2026, 11, 20, 15, 0, 0, 0, time.UTC)
