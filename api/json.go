@@ -113,6 +113,8 @@ func decodeJSON(b []byte, v any) error {
 		return tailnet.Errorf(tailnet.Invalid, "%s at byte %d is a JSON %s; %s is asked for", where, typ.Offset, typ.Value, jsonName(typ.Type.Kind().String()))
 	case errors.As(err, &tim):
 		return tailnet.Errorf(tailnet.Invalid, "%q is not a time such as 2026-01-31T12:00:00Z", clip(tim.Value))
+	case strings.HasPrefix(err.Error(), "Time.UnmarshalJSON"): // not a string at all
+		return tailnet.Errorf(tailnet.Invalid, `a time must be a string such as "2026-01-31T12:00:00Z"`)
 	}
 	return &tailnet.Error{Code: tailnet.Invalid, Message: "the request's JSON cannot be read: " + clip(err.Error()), Cause: err}
 }

@@ -235,7 +235,7 @@ func parseRoutes(n *tailnet.Node, req RoutesRequest) ([]netip.Prefix, error) {
 }
 
 func notAdvertised(n *tailnet.Node, p netip.Prefix) error {
-	if has := n.AdvertisedRoutes(); len(has) > 0 {
+	if has := tailnet.SortPrefixes(slices.Clone(n.AdvertisedRoutes())); len(has) > 0 {
 		return tailnet.Errorf(tailnet.NotFound, "node %s does not advertise %s, only %s", n.ShortName(), p, tailnet.FormatPrefixes(has))
 	}
 	flag := "--advertise-routes=" + p.String()
