@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skein-vpn/skein/api"
+)
+
+// completionTimeout is how long a shell's user waits for suggestions at the most.
+const completionTimeout = 2 * time.Second
+
+// complete asks the server for suggestions; without one there are none.
+func (c *cli) complete(cmd *cobra.Command, ask func(ctx context.Context, cl *api.Client) ([]cobra.Completion, error)) ([]cobra.Completion, cobra.ShellCompDirective) {
+	parent := cmd.Context()
+	if parent == nil {
+		parent = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(parent, completionTimeout)
+	defer cancel()
+	cl, err := c.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	out, err := ask(ctx, cl)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeNodes suggests the names of nodes, for the first argument and for -i.
+func (c *cli) completeNodes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		nodes, err := cl.ListNodes(ctx, "")
+		for _, n := range nodes {
+			out = append(out, cobra.CompletionWithDesc(n.GivenName, "node "+n.ID.String()+" of "+n.Namespace()))
+		}
+		return out, err
+	})
+}
+
+func (c *cli) completeNamespaces(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		users, err := cl.ListUsers(ctx, api.UserFilter{})
+		for _, u := range users {
+			out = append(out, u.Name)
+		}
+		return out, err
+	})
+}
+
+func (c *cli) completeKeys(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		keys, err := cl.ListPreAuthKeys(ctx, "")
+		for _, k := range keys {
+			out = append(out, cobra.CompletionWithDesc(k.ID.String(), k.Key))
+		}
+		return out, err
+	})
+}
+
+// completeLogins suggests the registrations that wait.
+func (c *cli) completeLogins(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		logins, err := cl.ListLogins(ctx)
+		for _, l := range logins {
+			out = append(out, cobra.CompletionWithDesc(l.Key, l.Name+" from "+l.Remote))
+		}
+		return out, err
+	})
+}
+
+// completeRoutes suggests the routes of the node that the command line names already.
+func (c *cli) completeRoutes(node *nodeFlag) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ref, _, err := node.split(cmd, args)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+			routes, err := cl.ListRoutes(ctx, ref)
+			for _, r := range routes {
+				out = append(out, r.Prefix)
+			}
+			return out, err
+		})
+	}
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skein-vpn/skein/api"
+)
+
+func newNamespacesCommand(c *cli) *cobra.Command {
+	return group("namespaces", []string{"namespace", "ns", "users", "user"}, "Who owns nodes",
+		`  skein namespaces create junyao
+  skein namespaces list
+  skein users list -o json          # the same: a namespace is a user`,
+		c.namespacesCreate(), c.namespacesList(), c.namespacesRename(), c.namespacesDelete())
+}
+
+func namespacesTable(users ...*api.User) *table {
+	t := &table{
+		head: []string{"ID", "Name", "Display name", "Email", "Created"},
+		hint: "There are no namespaces yet. Make one: skein namespaces create NAME",
+	}
+	for _, u := range users {
+		t.add(u.ID.String(), u.Name, u.DisplayName, u.Email, clock(u.CreatedAt, ""))
+	}
+	return t
+}
+
+func (c *cli) namespacesCreate() *cobra.Command {
+	var req api.CreateUserRequest
+	cmd := &cobra.Command{
+		Use: "create NAME", Aliases: []string{"add", "new"}, Short: "Make a namespace",
+		Long: "Make a namespace. Its name is made of a-z, 0-9 and . _ - @, and is not a number.",
+		Example: `  skein namespaces create junyao
+  skein namespaces create junyao --display-name "Jun Yao" --email junyao@example.org`,
+		Args: wantArgs("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			req.Name = args[0]
+			u, err := cl.CreateUser(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return c.print(u, namespacesTable(u))
+		},
+	}
+	cmd.Flags().StringVar(&req.DisplayName, "display-name", "", "`NAME` that people are shown")
+	cmd.Flags().StringVar(&req.Email, "email", "", "mail `ADDRESS`, which clients show as the account")
+	return cmd
+}
+
+func (c *cli) namespacesList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "Show all namespaces",
+		Example: "  skein namespaces list",
+		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			users, err := cl.ListUsers(cmd.Context(), api.UserFilter{})
+			if err != nil {
+				return err
+			}
+			return c.print(users, namespacesTable(users...))
+		},
+	}
+}
+
+func (c *cli) namespacesRename() *cobra.Command {
+	return &cobra.Command{
+		Use: "rename NAMESPACE NEW-NAME", Aliases: []string{"mv"}, Short: "Give a namespace another name",
+		Example: "  skein namespaces rename junyao jun",
+		Args:    wantArgs("NAMESPACE", "NEW-NAME"), ValidArgsFunction: c.completeNamespaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			u, err := cl.RenameUser(cmd.Context(), api.Ref(args[0]), args[1])
+			if err != nil {
+				return err
+			}
+			return c.print(u, namespacesTable(u))
+		},
+	}
+}
+
+func (c *cli) namespacesDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete NAMESPACE", Aliases: []string{"rm", "remove", "destroy"}, Short: "Delete a namespace that has no nodes, with its pre-auth keys",
+		Example: "  skein namespaces delete junyao --yes",
+		Args:    wantArgs("NAMESPACE"), ValidArgsFunction: c.completeNamespaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			if err := c.confirm(cmd, fmt.Sprintf("Delete the namespace %s with its pre-auth keys?", args[0])); err != nil {
+				return err
+			}
+			if err := cl.DeleteUser(cmd.Context(), api.Ref(args[0])); err != nil {
+				return err
+			}
+			return c.done("Namespace %s is deleted.", args[0])
+		},
+	}
+}
