@@ -32,9 +32,12 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.wg.Done()
 
-	ctx, cancel := context.WithTimeout(s.ctx, handshakeTimeout)
+	// A WebSocket connection lives by the context it was accepted with, so that only a late handshake ends it early.
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	late := time.AfterFunc(handshakeTimeout, cancel)
 	conn, err := controlhttpserver.AcceptHTTP(ctx, w, r, s.o.NoiseKey, nil)
-	cancel()
+	late.Stop()
 	if err != nil {
 		s.log.Debug("a Noise handshake failed", "remote", remote, "err", err)
 		return
