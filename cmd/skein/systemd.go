@@ -16,7 +16,7 @@ func sendDatagram(name, msg string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if strings.HasPrefix(msg, "RELOADING") {
 		var ts unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err == nil {
