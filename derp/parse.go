@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -61,14 +60,21 @@ func ParseMap(data []byte) (*tailcfg.DERPMap, error) {
 	if len(data) > maxMapBytes {
 		return nil, fmt.Errorf("the DERP map has %d bytes, more than the %d allowed", len(data), maxMapBytes)
 	}
-	var doc yaml.Node
-	if err := yaml.Load(data, &doc); err != nil && !errors.Is(err, io.EOF) {
+	var docs []yaml.Node
+	if err := yaml.Load(data, &docs, yaml.WithAllDocuments()); err != nil {
+		var le *yaml.LoadError
+		if errors.As(err, &le) {
+			return nil, fmt.Errorf("line %d: not YAML or JSON: %s", le.Mark.Line, le.Message)
+		}
 		return nil, fmt.Errorf("not YAML or JSON: %w", err)
+	}
+	if len(docs) > 1 {
+		return nil, fmt.Errorf("line %d: a second document starts here (\"---\"): want one", docs[1].Line)
 	}
 	m := new(tailcfg.DERPMap)
 	w := mapWalker{lines: map[string]int{}}
-	if doc.Kind == yaml.DocumentNode && len(doc.Content) == 1 {
-		w.value(doc.Content[0], reflect.ValueOf(m).Elem(), "")
+	if len(docs) == 1 && len(docs[0].Content) == 1 {
+		w.value(docs[0].Content[0], reflect.ValueOf(m).Elem(), "")
 	}
 	faults := w.faults
 	if len(faults) == 0 {
