@@ -31,9 +31,16 @@ func (c *cli) complete(cmd *cobra.Command, ask func(ctx context.Context, cl *api
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeNodes suggests the names of nodes, for the first argument and for -i.
+// forFlag is a completion of the first argument made one of a flag, which does not care what arguments there are.
+func forFlag(f cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return f(cmd, nil, toComplete)
+	}
+}
+
+// completeNodes suggests the names of nodes for the first argument, unless -i names one already.
 func (c *cli) completeNodes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	if len(args) > 0 {
+	if f := cmd.Flags().Lookup("identifier"); len(args) > 0 || f != nil && f.Changed && f.Value.String() != "" {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -80,14 +81,18 @@ func (c *cli) sockets() ([]candidate, error) {
 // configSocket is what the configuration says about the socket, nil if that is nothing. A faulty file is an error only if it
 // was asked for: it must not keep anybody from the server that runs.
 func (c *cli) configSocket() (*candidate, error) {
-	cfg, err := config.Load(config.Options{File: c.config, Env: os.Environ()})
+	keys := []string{"unix_socket", "data_dir"}
+	env := slices.DeleteFunc(os.Environ(), func(e string) bool { // set to nothing says nothing
+		return slices.ContainsFunc(keys, func(k string) bool { return e == config.EnvName(k)+"=" })
+	})
+	cfg, err := config.Load(config.Options{File: c.config, Env: env})
 	if err != nil {
 		if c.config == "" {
 			return nil, nil
 		}
 		return nil, err
 	}
-	for _, key := range []string{"unix_socket", "data_dir"} {
+	for _, key := range keys {
 		if from := cfg.Origin(key); from != "default" {
 			return &candidate{cfg.UnixSocket, key + " in " + from}, nil
 		}

@@ -126,6 +126,12 @@ machine, as a user who may open the socket.`,
 		newSocketHelp(),
 	)
 	root.InitDefaultCompletionCmd()
+	for _, sub := range root.Commands() {
+		if sub.Name() == "completion" {
+			sub.Example = "  skein completion bash > /etc/bash_completion.d/skein\n  source <(skein completion zsh)"
+			asGroup(sub)
+		}
+	}
 	c.watch(root)
 	return root
 }
@@ -148,24 +154,27 @@ func (c *cli) watch(cmd *cobra.Command) {
 
 // group is a command that only has commands below it.
 func group(use string, aliases []string, short, example string, subs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: use, Aliases: aliases, Short: short, Example: example,
-		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(cmd, args[0])
-			}
-			var names []string
-			for _, sub := range cmd.Commands() {
-				if sub.IsAvailableCommand() {
-					names = append(names, sub.Name())
-				}
-			}
-			return usagef("%q needs a command: %s", cmd.CommandPath(), strings.Join(names, ", "))
-		},
-		SuggestionsMinimumDistance: 2,
-	}
+	cmd := &cobra.Command{Use: use, Aliases: aliases, Short: short, Example: example}
 	cmd.AddCommand(subs...)
+	return asGroup(cmd)
+}
+
+// asGroup makes cmd refuse to be run without one of its commands; cobra would print help and call that success.
+func asGroup(cmd *cobra.Command) *cobra.Command {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknownCommand(cmd, args[0])
+		}
+		var names []string
+		for _, sub := range cmd.Commands() {
+			if sub.IsAvailableCommand() {
+				names = append(names, sub.Name())
+			}
+		}
+		return usagef("%q needs a command: %s", cmd.CommandPath(), strings.Join(names, ", "))
+	}
 	return cmd
 }
 

@@ -42,7 +42,7 @@ type nodeFlag struct{ ref string }
 func (c *cli) addNodeFlag(cmd *cobra.Command) *nodeFlag {
 	f := &nodeFlag{}
 	cmd.Flags().StringVarP(&f.ref, "identifier", "i", "", "the `NODE`, by id or name")
-	must(cmd.RegisterFlagCompletionFunc("identifier", c.completeNodes))
+	must(cmd.RegisterFlagCompletionFunc("identifier", forFlag(c.completeNodes)))
 	return f
 }
 
@@ -75,7 +75,7 @@ func (c *cli) addNamespaceFlag(cmd *cobra.Command, to *string, what string) {
 	cmd.Flags().StringVarP(to, "user", "u", "", what)
 	must(cmd.Flags().MarkHidden("user"))
 	for _, name := range []string{"namespace", "user"} {
-		must(cmd.RegisterFlagCompletionFunc(name, c.completeNamespaces))
+		must(cmd.RegisterFlagCompletionFunc(name, forFlag(c.completeNamespaces)))
 	}
 }
 

@@ -113,7 +113,7 @@ func keyRequest(arg string) api.ExpirePreAuthKeyRequest {
 func (c *cli) keyCommand(cmd *cobra.Command, f func(cmd *cobra.Command, cl *api.Client, req api.ExpirePreAuthKeyRequest) error) *cobra.Command {
 	var ref string
 	cmd.Flags().StringVarP(&ref, "identifier", "i", "", "the `KEY`, by id or as \"list\" shows it")
-	must(cmd.RegisterFlagCompletionFunc("identifier", c.completeKeys))
+	must(cmd.RegisterFlagCompletionFunc("identifier", forFlag(c.completeKeys)))
 	cmd.ValidArgsFunction = c.completeKeys
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if cmd.Flags().Changed("identifier") {

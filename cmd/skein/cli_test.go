@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go4.org/mem"
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/api"
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/db"
+	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"skein": func() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+	})
+}
+
+// seedTime is when the seed day's table was printed.
+var seedTime = time.Date(2022, 9, 15, 2, 39, 21, 0, time.UTC)
+
+// admin is a server for the command line: the real API over a real state and database, without anything for clients.
+type admin struct {
+	st   *state.State
+	auth *auth.Auth
+}
+
+// startAdmin listens on dir/skein.sock until cleanup runs what it was given.
+func startAdmin(dir string, cleanup func(func())) (*admin, error) {
+	ctx := context.Background()
+	clock := func() time.Time { return seedTime }
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	d, err := db.Open(ctx, db.Options{Path: filepath.Join(dir, "db"), Now: clock})
+	if err != nil {
+		return nil, err
+	}
+	cleanup(func() { d.Close() })
+	st, err := state.Open(ctx, state.Options{
+		Store: d, Now: clock, Log: slog.New(slog.DiscardHandler),
+		Addressing: state.Addressing{Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd7a:115c:a1e0::/48")},
+		DNS:        &dns.Settings{MagicDNS: true, Base: "skein.internal"},
+		DERP: &state.DERPMaps{Current: &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{
+			999: {RegionID: 999, RegionCode: "skein", RegionName: "Skein", Nodes: []*tailcfg.DERPNode{
+				{Name: "999-embedded", RegionID: 999, HostName: "192.0.2.1", IPv4: "192.0.2.1", IPv6: "none", DERPPort: 8080, STUNPort: -1},
+			}},
+		}}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	cleanup(st.Close)
+	a := auth.New(auth.Options{State: st, Store: d})
+	l, err := api.ListenUnix(filepath.Join(dir, socketName), 0o600)
+	if err != nil {
+		return nil, err
+	}
+	srv := &http.Server{Handler: api.NewServer(api.Options{State: st, Auth: a, Now: clock, Log: slog.New(slog.DiscardHandler)})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		srv.Serve(l)
+	}()
+	cleanup(func() {
+		srv.Close()
+		<-done
+	})
+	return &admin{st, a}, nil
+}
+
+// short makes a node key that is shown as [text].
+func short(text string) (k key.NodePublic, err error) {
+	raw, err := base64.StdEncoding.DecodeString((text + strings.Repeat("A", 43))[:43] + "=")
+	if err != nil || len(raw) != 32 {
+		return k, fmt.Errorf("%q cannot begin a key: %v", text, err)
+	}
+	return key.NodePublicFromRaw32(mem.B(raw)), nil
+}
+
+// addNode makes a node that advertises routes, with the host part of its addresses.
+func (a *admin) addNode(namespace, hostname, shortKey string, host int, routes ...string) error {
+	return a.st.Update(context.Background(), "test", func(tx *state.Tx) error {
+		n, err := tx.NewNode(hostname)
+		if err != nil {
+			return err
+		}
+		u := tx.UserByName(namespace)
+		if u == nil {
+			return fmt.Errorf("no namespace %s", namespace)
+		}
+		if n.NodeKey, err = short(shortKey); err != nil {
+			return err
+		}
+		n.IPv4, n.IPv6 = netip.MustParseAddr(fmt.Sprintf("100.64.0.%d", host)), netip.MustParseAddr(fmt.Sprintf("fd7a:115c:a1e0::%x", host))
+		n.StableID, n.User, n.Authorized, n.RegisterMethod = fmt.Sprintf("nTEST%d", n.ID), u.ID, true, tailnet.RegisteredByCLI
+		n.MachineKey = key.MachinePublicFromRaw32(mem.B(bytes.Repeat([]byte{byte(n.ID)}, 32)))
+		n.Hostinfo = &tailcfg.Hostinfo{Hostname: hostname, OS: "linux", IPNVersion: "1.102.5"}
+		for _, r := range routes {
+			n.Hostinfo.RoutableIPs = append(n.Hostinfo.RoutableIPs, netip.MustParsePrefix(r))
+		}
+		return tx.PutNode(n)
+	})
+}
+
+func (a *admin) setOnline(name string, online bool) error {
+	return a.st.Update(context.Background(), "test", func(tx *state.Tx) error {
+		n := tx.NodeByName(name)
+		if n == nil {
+			return fmt.Errorf("no node %s", name)
+		}
+		tx.SetOnline(n.ID, online)
+		return nil
+	})
+}
+
+type adminKey struct{}
+
+func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(**admin) }
+
+// The sessions in testdata/script double as examples of the command line. Their own commands:
+//
+//	server                                               start a server on $WORK/data
+//	node NAMESPACE HOSTNAME SHORTKEY HOST [ROUTE...]      a node that has joined
+//	online NAME, offline NAME                            its connection
+//	waiting HOSTNAME                                     a machine that waits for a person; sets $KEY
+//	code N skein ARGS...                                 run skein, which must end with exit code N
+//	keep VAR                                             what was printed last, without the newline, as $VAR
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("SKEIN_SOCKET", "")
+			env.Setenv("NO_COLOR", "")
+			env.Values[adminKey{}] = new(*admin)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"server": func(ts *testscript.TestScript, _ bool, _ []string) {
+				dir := ts.MkAbs("data")
+				a, err := startAdmin(dir, ts.Defer)
+				ts.Check(err)
+				*ts.Value(adminKey{}).(**admin) = a
+				ts.Setenv("SKEIN_SOCKET", filepath.Join(dir, socketName))
+			},
+			"node": func(ts *testscript.TestScript, _ bool, args []string) {
+				host, err := strconv.Atoi(args[3])
+				ts.Check(err)
+				ts.Check(adminOf(ts).addNode(args[0], args[1], args[2], host, args[4:]...))
+			},
+			"online":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(adminOf(ts).setOnline(args[0], true)) },
+			"offline": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(adminOf(ts).setOnline(args[0], false)) },
+			"waiting": func(ts *testscript.TestScript, _ bool, args []string) {
+				k, err := short("waits")
+				ts.Check(err)
+				out, err := adminOf(ts).auth.Register(context.Background(), key.NewMachine().Public(), &tailcfg.RegisterRequest{
+					Version: 142, NodeKey: k, Hostinfo: &tailcfg.Hostinfo{Hostname: args[0], OS: "linux"},
+				}, "192.0.2.9:1234")
+				ts.Check(err)
+				ts.Setenv("KEY", out.Login)
+			},
+			"code": func(ts *testscript.TestScript, _ bool, args []string) {
+				err := ts.Exec(args[1], args[2:]...)
+				got := 0
+				var exit *exec.ExitError
+				if errors.As(err, &exit) {
+					got = exit.ExitCode()
+				} else {
+					ts.Check(err)
+				}
+				if strconv.Itoa(got) != args[0] {
+					ts.Fatalf("%s ended with exit code %d, want %s", strings.Join(args[1:], " "), got, args[0])
+				}
+			},
+			"keep": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+			},
+		},
+	})
+}
