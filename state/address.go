@@ -97,10 +97,10 @@ func (tx *Tx) freeAddrs() (v4, v6 netip.Addr, err error) {
 			}
 		}
 	}
-	// Below lowHost everything is in use: the writer keeps that true by lowering it when an address is given back.
-	for h := tx.st.lowHost; h < a.hosts(); h++ {
+	// Below lowHost everything is in use; released keeps that true when an address is given back.
+	for h := tx.lowHost; h < a.hosts(); h++ {
 		if a.usable(h) && tx.free(h) {
-			tx.st.lowHost = h
+			tx.lowHost = h
 			v4, v6 = a.at(h)
 			return v4, v6, nil
 		}
@@ -125,10 +125,10 @@ func (tx *Tx) free(h uint64) bool {
 }
 
 // released lowers lowHost to the host parts that n gives back.
-func (st *State) released(n *tailnet.Node) {
+func (tx *Tx) released(n *tailnet.Node) {
 	for _, addr := range n.Addrs() {
-		if h, ok := st.addressing.host(addr); ok && h < st.lowHost {
-			st.lowHost = h
+		if h, ok := tx.st.addressing.host(addr); ok && h < tx.lowHost {
+			tx.lowHost = h
 		}
 	}
 }

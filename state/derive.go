@@ -50,13 +50,15 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot) *Snapshot {
 	}
 	st.lowHost = 1
 	st.routers = routers{}
-	was := map[netip.Prefix]tailnet.NodeID{}
+	was := map[netip.Prefix]tailnet.NodeID{} // primaries so far, for the election
 	for _, n := range c.Nodes {
 		e := &Node{Node: n, Class: sn.Policy.ClassOf(n)}
 		p := c.Presence[n.ID]
 		e.Online, e.LastSeen = p.Online, p.LastSeen
+		carried := p.Primary
 		if old := prev.Node(n.ID); old != nil {
 			e.Online, e.LastSeen, e.Failing, e.Steady = old.Online, old.LastSeen, old.Failing, old.Steady
+			carried = old.Primary
 		}
 		sn.nodes = append(sn.nodes, e)
 		sn.byKey[n.NodeKey] = n.ID
@@ -65,16 +67,14 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot) *Snapshot {
 		for _, a := range n.Addrs() {
 			sn.byAddr[a] = n.ID
 		}
-		for _, r := range p.Primary {
-			was[r] = n.ID
+		for _, r := range carried {
+			if !tailnet.IsExitRoute(r) && slices.Contains(n.ActiveRoutes(), r) {
+				was[r] = n.ID
+			}
 		}
 		st.routers.add(n)
 	}
-	before := prev.Routes
-	if before == nil {
-		before = routes.NewTable(was)
-	}
-	sn.Routes = st.elect(before, slices.Collect(maps.Keys(st.routers)), func(id tailnet.NodeID) *Node { return sn.Node(id) })
+	sn.Routes = st.elect(routes.NewTable(was), slices.Collect(maps.Keys(st.routers)), func(id tailnet.NodeID) *Node { return sn.Node(id) })
 	for _, e := range sn.nodes {
 		e.Primary = primaryOf(e.Node, sn.Routes)
 	}
@@ -101,14 +101,18 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	sn.byKey = overlayMap(base.byKey, tx.byKey)
 	sn.byName = overlayMap(base.byName, tx.byName)
 	sn.byAddr = overlayMap(base.byAddr, tx.byAddr)
-	if len(tx.byMachine) > 0 {
-		sn.byMachine = maps.Clone(base.byMachine)
-		for k, ids := range tx.byMachine {
-			if len(ids) == 0 {
-				delete(sn.byMachine, k)
-			} else {
-				sn.byMachine[k] = ids
-			}
+	copied := false
+	for k, ids := range tx.byMachine {
+		if slices.Equal(base.byMachine[k], ids) {
+			continue
+		}
+		if !copied {
+			sn.byMachine, copied = maps.Clone(base.byMachine), true
+		}
+		if len(ids) == 0 {
+			delete(sn.byMachine, k)
+		} else {
+			sn.byMachine[k] = ids
 		}
 	}
 
@@ -132,7 +136,7 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		}
 		prefixes = append(prefixes, row.ActiveRoutes()...)
 		if old == nil || old.Online != p.online {
-			st.markDirty(id)
+			tx.dirty = append(tx.dirty, id)
 		}
 	}
 	for id, row := range tx.nodes {
@@ -160,7 +164,7 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		for _, id := range []tailnet.NodeID{base.Routes.Primary(p), sn.Routes.Primary(p)} {
 			if base.Routes.Primary(p) != sn.Routes.Primary(p) && id != 0 {
 				touch(id)
-				st.markDirty(id)
+				tx.dirty = append(tx.dirty, id)
 			}
 		}
 	}

@@ -12,18 +12,29 @@ import (
 // saveDelay is how long a change of presence may stay unsaved, so that a fleet that reconnects is written in one go.
 const saveDelay = time.Second
 
-func (st *State) markDirty(id tailnet.NodeID) {
+// markDirty says that the presence of these nodes is to be saved. Their snapshot must have been published.
+func (st *State) markDirty(ids ...tailnet.NodeID) {
+	if len(ids) == 0 {
+		return
+	}
 	st.dirtyMu.Lock()
-	defer st.dirtyMu.Unlock()
-	st.dirty[id] = struct{}{}
+	for _, id := range ids {
+		st.dirty[id] = struct{}{}
+	}
+	st.dirtyMu.Unlock()
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
 }
 
-// savePresence writes changed presence to the store, woken by each snapshot, until run ends; then once more.
+// savePresence writes changed presence to the store until run ends and the writer has published its last; then once more.
 func (st *State) savePresence(run context.Context) {
 	for {
 		select {
-		case <-st.Snapshot().Superseded():
+		case <-st.wake:
 		case <-run.Done():
+			<-st.gone
 			st.saveDirty()
 			return
 		}
@@ -53,32 +64,29 @@ func (st *State) saveDirty() {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
 	if err := st.store.SavePresence(ctx, st.id, save); err != nil {
-		st.log.Warn("saving who is online failed; it will be tried again with the next change", "err", err)
-		for _, id := range ids {
-			st.markDirty(id)
-		}
+		st.log.Warn("saving who is online failed; it will be tried again", "err", err)
+		st.markDirty(ids...)
 	}
 }
 
 // endGrace takes nodes offline that were online before the start and have not come back within grace.
 func (st *State) endGrace(run context.Context, grace time.Duration) {
-	select {
-	case <-time.After(grace):
-	case <-run.Done():
-		return
-	}
-	var ids []tailnet.NodeID
-	err := st.Update(run, "grace time after the start is over", func(tx *Tx) error {
-		if ids == nil { // SetOnline empties presumed, and this may run again
-			ids = slices.Collect(maps.Keys(st.presumed)) // the writer runs this, so it may read what the writer owns
+	for wait := grace; ; wait = saveDelay {
+		select {
+		case <-time.After(wait):
+		case <-run.Done():
+			return
 		}
-		for _, id := range ids {
-			tx.SetOnline(id, false)
+		err := st.Update(run, "grace time after the start is over", func(tx *Tx) error {
+			for id := range st.presumed { // the writer runs this, so it may read what the writer owns
+				tx.SetOnline(id, false)
+			}
+			return nil
+		})
+		if err == nil || run.Err() != nil {
+			return
 		}
-		return nil
-	})
-	if err != nil && run.Err() == nil {
-		st.log.Error("nodes that did not come back could not be taken offline", "err", err)
+		st.log.Error("nodes that did not come back could not be taken offline; it will be tried again", "err", err)
 	}
 }
 

@@ -130,7 +130,7 @@ func (sn *Snapshot) nodeOr(m map[key.NodePublic]tailnet.NodeID, k key.NodePublic
 	return nil
 }
 
-// NodesByMachine are the nodes of one machine: one for each profile on it.
+// NodesByMachine are the nodes of one machine, sorted by id: one for each profile on it.
 func (sn *Snapshot) NodesByMachine(k key.MachinePublic) []*Node {
 	var out []*Node
 	for _, id := range sn.byMachine[k] {

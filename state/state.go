@@ -71,6 +71,7 @@ type State struct {
 	ops      chan *op
 	stop     context.CancelFunc
 	stopped  <-chan struct{}
+	gone     chan struct{} // closed when the writer has answered its last update
 	wg       sync.WaitGroup
 
 	// Owned by the writer goroutine.
@@ -78,6 +79,7 @@ type State struct {
 	routers  routers                     // who offers which prefix
 	presumed map[tailnet.NodeID]struct{} // online as saved, not heard of since the start
 
+	wake    chan struct{} // one slot: there is presence to save
 	dirtyMu sync.Mutex
 	dirty   map[tailnet.NodeID]struct{} // guarded by dirtyMu: presence not saved yet
 }
@@ -115,8 +117,8 @@ func Open(ctx context.Context, o Options) (*State, error) {
 	run, stop := context.WithCancel(context.Background())
 	st := &State{
 		store: o.Store, id: o.Tailnet, addressing: o.Addressing, now: o.Now, log: o.Log,
-		ops: make(chan *op, maxGroup), stop: stop, stopped: run.Done(),
-		lowHost: 1, dirty: map[tailnet.NodeID]struct{}{},
+		ops: make(chan *op, maxGroup), stop: stop, stopped: run.Done(), gone: make(chan struct{}),
+		lowHost: 1, wake: make(chan struct{}, 1), dirty: map[tailnet.NodeID]struct{}{},
 	}
 	sn := st.load(c, &Snapshot{Policy: o.Policy, DNS: o.DNS, DERP: o.DERP})
 	st.presumed = map[tailnet.NodeID]struct{}{}
@@ -179,11 +181,19 @@ func (st *State) Update(ctx context.Context, why string, f func(*Tx) error) erro
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-st.gone: // it may have come too late to be taken
+		select {
+		case err := <-o.done:
+			return err
+		default:
+			return ErrClosed
+		}
 	}
 }
 
 // write is the writer goroutine: it takes all waiting updates into one commit, then the next.
 func (st *State) write(run context.Context) {
+	defer close(st.gone)
 	for {
 		var group []*op
 		select {
@@ -230,7 +240,11 @@ func (st *State) commit(group []*op) {
 		st.log.Info("another server was faster; running the updates again", "rev", base.Rev)
 		var c *tailnet.Contents
 		if c, err = st.store.Load(ctx, st.id); err == nil {
-			base = st.load(c, base)
+			// Published before anything else happens: what the writer keeps beside the snapshot (routers, lowHost) is the
+			// loaded one's from here on, whatever becomes of these updates.
+			loaded := st.load(c, base)
+			st.publish(base, loaded)
+			base = loaded
 			tx, err = st.tryCommit(ctx, base, group)
 		}
 	}
@@ -261,6 +275,7 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 	}
 	ch := tx.changes()
 	if ch.Empty() && len(tx.presence) == 0 && tx.dns == nil && tx.derp == nil {
+		st.hear(tx)
 		return nil, nil
 	}
 	rev := base.Rev
@@ -272,16 +287,22 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 		}
 	}
 	st.publish(base, st.derive(base, tx, rev))
+	st.lowHost = tx.lowHost
+	st.hear(tx)
+	st.markDirty(tx.dirty...)
 	return tx, nil
 }
 
-// publish makes next the newest snapshot and wakes everybody who waits for one.
-func (st *State) publish(prev, next *Snapshot) {
-	if current := st.snapshot.Swap(next); current != prev {
-		// prev was reloaded over current after a conflict; it was never published itself.
-		close(current.superseded)
-		return
+// hear takes the nodes that tx heard of out of those that are only presumed to be online.
+func (st *State) hear(tx *Tx) {
+	for _, id := range tx.heard {
+		delete(st.presumed, id)
 	}
+}
+
+// publish makes next the newest snapshot in place of prev and wakes everybody who waits for one.
+func (st *State) publish(prev, next *Snapshot) {
+	st.snapshot.Store(next)
 	close(prev.superseded)
 }
 

@@ -30,11 +30,15 @@ type Tx struct {
 	dns      *dns.Settings // nil: as before
 	derp     *DERPMaps     // nil: as before
 
-	// The index as the changes leave it; 0 means taken out. byMachine holds whole lists.
+	// The index as the changes leave it; 0 means taken out. byMachine holds whole lists, sorted by id.
 	byKey     map[key.NodePublic]tailnet.NodeID
 	byMachine map[key.MachinePublic][]tailnet.NodeID
 	byName    map[string]tailnet.NodeID
 	byAddr    map[netip.Addr]tailnet.NodeID
+
+	lowHost uint64           // as State.lowHost, with the changes so far
+	heard   []tailnet.NodeID // said to be online or offline: no longer presumed
+	dirty   []tailnet.NodeID // whose presence is to be saved, once derive has run
 
 	undo []func()
 }
@@ -56,13 +60,14 @@ func newTx(st *State, base *Snapshot, now time.Time) *Tx {
 		byMachine: map[key.MachinePublic][]tailnet.NodeID{},
 		byName:    map[string]tailnet.NodeID{},
 		byAddr:    map[netip.Addr]tailnet.NodeID{},
+		lowHost:   st.lowHost,
 	}
 }
 
 // run calls f and takes its changes back if it fails or panics.
 func (tx *Tx) run(f func(*Tx) error) (err error) {
 	tx.undo = tx.undo[:0]
-	tn, d, m := tx.tailnet, tx.dns, tx.derp
+	tn, d, m, low, heard := tx.tailnet, tx.dns, tx.derp, tx.lowHost, len(tx.heard)
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in update: %v", p)
@@ -74,7 +79,7 @@ func (tx *Tx) run(f func(*Tx) error) (err error) {
 		for _, u := range slices.Backward(tx.undo) {
 			u()
 		}
-		tx.tailnet, tx.dns, tx.derp = tn, d, m
+		tx.tailnet, tx.dns, tx.derp, tx.lowHost, tx.heard = tn, d, m, low, tx.heard[:heard]
 	}()
 	return f(tx)
 }
@@ -119,7 +124,7 @@ func (tx *Tx) NodeByName(label string) *tailnet.Node {
 	return tx.Node(lookup(tx.byName, tx.base.byName, label))
 }
 
-// NodesByMachine are the nodes of one machine.
+// NodesByMachine are the nodes of one machine, sorted by id.
 func (tx *Tx) NodesByMachine(k key.MachinePublic) (out []*tailnet.Node) {
 	for _, id := range lookup(tx.byMachine, tx.base.byMachine, k) {
 		out = append(out, tx.Node(id))
@@ -161,7 +166,9 @@ func (tx *Tx) PutNode(n *tailnet.Node) error {
 	for _, a := range n.Addrs() {
 		put(tx, tx.byAddr, a, n.ID)
 	}
-	put(tx, tx.byMachine, n.MachineKey, append(slices.Clone(lookup(tx.byMachine, tx.base.byMachine, n.MachineKey)), n.ID))
+	ids := slices.Clone(lookup(tx.byMachine, tx.base.byMachine, n.MachineKey))
+	i, _ := slices.BinarySearch(ids, n.ID)
+	put(tx, tx.byMachine, n.MachineKey, slices.Insert(ids, i, n.ID))
 	return nil
 }
 
@@ -176,7 +183,7 @@ func checkNode(n *tailnet.Node) error {
 }
 
 func (tx *Tx) unindex(n *tailnet.Node) {
-	tx.st.released(n)
+	tx.released(n)
 	put(tx, tx.byKey, n.NodeKey, 0)
 	put(tx, tx.byName, n.Name, 0)
 	for _, a := range n.Addrs() {
@@ -355,7 +362,7 @@ func (tx *Tx) presenceOf(id tailnet.NodeID) presence {
 
 // SetOnline says whether the node has a map session. A node that comes online is neither failing nor steady yet.
 func (tx *Tx) SetOnline(id tailnet.NodeID, online bool) {
-	delete(tx.st.presumed, id) // heard of: running again does no harm
+	tx.heard = append(tx.heard, id)
 	if p := tx.presenceOf(id); p.online != online && tx.Node(id) != nil {
 		put(tx, tx.presence, id, presence{online: online, lastSeen: tx.now})
 	}

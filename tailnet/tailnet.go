@@ -127,7 +127,7 @@ type Node struct {
 
 	Ephemeral      bool
 	RegisterMethod string
-	PreAuthKey     PreAuthKeyID // the key that it joined with; 0 if none, or if that key is gone
+	PreAuthKey     PreAuthKeyID // the key that it joined with, which may be gone since; 0 if none
 
 	Created    time.Time
 	Expiry     time.Time // end of the NodeKey; zero: never

@@ -289,13 +289,6 @@ func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, er
 	}
 	for _, id := range ch.DeletePreAuth {
 		delete(next.keys, id)
-		for nid, n := range next.nodes { // as the foreign key of a database does
-			if n.PreAuthKey == id {
-				n = copyOf(n)
-				n.PreAuthKey = 0
-				next.nodes[nid] = n
-			}
-		}
 	}
 	for _, id := range ch.DeleteUsers {
 		delete(next.users, id)
@@ -329,8 +322,8 @@ func copyChanges(ch *tailnet.Changes) *tailnet.Changes {
 	return &c
 }
 
-// checkLocked returns ErrConflict if a unique value of ch is taken, and another error if ch breaks what a database would
-// not let pass either. It costs O(nodes) only if ch brings unique values that the node did not have.
+// checkLocked returns an error if ch breaks what a database would not let pass either: unique values, references. It costs
+// O(nodes) only if ch brings unique values that the node did not have.
 func (s *Store) checkLocked(c *contents, ch *tailnet.Changes) error {
 	for _, id := range ch.DeleteNodes {
 		if c.nodes[id] == nil {
@@ -382,7 +375,7 @@ func uniqueUsers(c *contents, ch *tailnet.Changes) error {
 	names := map[string]bool{}
 	for _, u := range after {
 		if names[u.Name] {
-			return tailnet.ErrConflict
+			return fmt.Errorf("statetest: two users are called %q", u.Name)
 		}
 		names[u.Name] = true
 	}
@@ -423,7 +416,7 @@ func uniqueNodes(c *contents, ch *tailnet.Changes) error {
 		}
 		for _, u := range values(n) {
 			if seen[u] {
-				return tailnet.ErrConflict
+				return fmt.Errorf("statetest: %s %v belongs to node %d", u.what, u.v, n.ID)
 			}
 		}
 	}
