@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -242,6 +243,12 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
+}
+
+// runs reports whether a goroutine is inside the function, named as stack traces name it.
+func runs(function string) bool {
+	b := make([]byte, 4<<20)
+	return bytes.Contains(b[:runtime.Stack(b, true)], []byte(function))
 }
 
 // client is one machine with one node key.
