@@ -235,13 +235,13 @@ func (c *Config) readMapping(n *yaml.Node, section, path string, faults *Faults)
 		case sections[name] && !strings.Contains(k.Value, "."):
 			c.readMapping(v, name, path, faults)
 		default:
-			c.readUnknown(k, v, name, path, fault)
+			readUnknown(k, v, name, fault)
 		}
 	}
 }
 
 // readUnknown reports a key that does not exist, or the keys below it if those are better known.
-func (c *Config) readUnknown(k, v *yaml.Node, name, path string, fault func(int, string, string, ...any)) {
+func readUnknown(k, v *yaml.Node, name string, fault func(int, string, string, ...any)) {
 	if text := foreign(name); text != "" {
 		fault(k.Line, name, "%s", text)
 		return

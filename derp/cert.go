@@ -36,18 +36,23 @@ var selfSignedFrom = time.Unix(0, 0)
 
 // Certificate is what the TLS side of the port shows: from files, or made by us. It may be replaced while in use.
 type Certificate struct {
-	certPath, keyPath string   // from files; both empty for a self-signed one
+	cur atomic.Pointer[tls.Certificate] // Leaf is set
+
+	mu sync.Mutex // held while replacing
+	certSource
+}
+
+// certSource is where a certificate comes from.
+type certSource struct {
+	certPath, keyPath string   // files; both empty for a self-signed one
 	madePath          string   // where ours is kept
 	hosts             []string // names and addresses ours must cover
 	now               func() time.Time
-
-	cur atomic.Pointer[tls.Certificate] // Leaf is set
-	mu  sync.Mutex                      // held while replacing
 }
 
 // LoadCertificate reads a certificate chain and its key from PEM files, such as a certificate authority gave. Errors name the file.
 func LoadCertificate(certPath, keyPath string) (*Certificate, error) {
-	c := &Certificate{certPath: certPath, keyPath: keyPath, now: time.Now}
+	c := &Certificate{certSource: certSource{certPath: certPath, keyPath: keyPath, now: time.Now}}
 	if _, err := c.Renew(); err != nil {
 		return nil, err
 	}
@@ -64,7 +69,7 @@ func SelfSigned(path string, hosts []string, now func() time.Time) (*Certificate
 	if now == nil {
 		now = time.Now
 	}
-	c := &Certificate{madePath: path, hosts: slices.Clone(hosts), now: now}
+	c := &Certificate{certSource: certSource{madePath: path, hosts: slices.Clone(hosts), now: now}}
 	if _, err := c.Renew(); err != nil {
 		return nil, err
 	}
@@ -85,15 +90,33 @@ func (c *Certificate) Renew() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	return c.show(next), nil
+}
+
+// Adopt changes to the certificate and the source of another Certificate, which was just opened and is not used for anything else.
+// It reports whether the certificate is another one now.
+func (c *Certificate) Adopt(other *Certificate) (changed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.certSource = other.certSource
+	return c.show(other.cur.Load())
+}
+
+// show reports whether next is another certificate than the one shown so far.
+func (c *Certificate) show(next *tls.Certificate) (changed bool) {
 	old := c.cur.Swap(next)
-	return old == nil || !bytes.Equal(old.Certificate[0], next.Certificate[0]), nil
+	return old == nil || !bytes.Equal(old.Certificate[0], next.Certificate[0])
 }
 
 // Leaf returns the certificate shown at present.
 func (c *Certificate) Leaf() *x509.Certificate { return c.cur.Load().Leaf }
 
 // FromFiles reports whether the certificate comes from files rather than from us.
-func (c *Certificate) FromFiles() bool { return c.madePath == "" }
+func (c *Certificate) FromFiles() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.madePath == ""
+}
 
 // pin returns the value for tailcfg.DERPNode.CertName that makes clients accept exactly this certificate, "" when that is not
 // possible. Clients that pin refuse a chain of more than one (net/tlsdial:SetConfigExpectedCertHash).
@@ -138,7 +161,7 @@ func loadFiles(certPath, keyPath string) (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-func (c *Certificate) loadOrMake() (*tls.Certificate, error) {
+func (c *certSource) loadOrMake() (*tls.Certificate, error) {
 	data, err := os.ReadFile(c.madePath)
 	replace := err == nil
 	switch {
@@ -171,7 +194,7 @@ func (c *Certificate) loadOrMake() (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-func (c *Certificate) good(leaf *x509.Certificate) bool {
+func (c *certSource) good(leaf *x509.Certificate) bool {
 	if c.now().Add(selfSignedRenew).After(leaf.NotAfter) {
 		return false
 	}

@@ -103,6 +103,25 @@ func TestLoadCertificate(t *testing.T) {
 	if changed, err := c.Renew(); !changed || err != nil || c.pin() == first {
 		t.Errorf("changed: %v, %v", changed, err)
 	}
+	// From a self-signed one to files and back, in place.
+	made, err := SelfSigned(filepath.Join(dir, "made.pem"), []string{"a.example.com"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, before := made.TLSConfig(), made.pin()
+	if !made.Adopt(c) || made.pin() != c.pin() || !made.FromFiles() {
+		t.Error("files were not adopted")
+	}
+	if shown, err := conf.GetCertificate(nil); err != nil || !bytes.Equal(shown.Certificate[0], c.Leaf().Raw) {
+		t.Errorf("the listener does not show the adopted certificate: %v", err)
+	}
+	back, err := SelfSigned(filepath.Join(dir, "made.pem"), []string{"a.example.com"}, nil)
+	if err != nil || !made.Adopt(back) || made.pin() != before || made.FromFiles() {
+		t.Errorf("not back to the self-signed one: %v", err)
+	}
+	if changed, err := made.Renew(); changed || err != nil {
+		t.Errorf("renewed without need: %v, %v", changed, err)
+	}
 	// A chain cannot be pinned.
 	pem, _ := os.ReadFile(certPath)
 	if err := os.WriteFile(certPath, append(pem, pem...), 0o600); err != nil {

@@ -335,9 +335,13 @@ func VerifyHandler(admit func(key.NodePublic) bool) http.Handler {
 			http.Error(w, "the body must be {\"NodePublic\":\"nodekey:…\",\"Source\":\"address\"}", http.StatusBadRequest)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(tailcfg.DERPAdmitClientResponse{Allow: admit(k)})
+		writeJSON(w, tailcfg.DERPAdmitClientResponse{Allow: admit(k)})
 	})
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // fails only if the asker has gone
 }
 
 // readAdmitRequest reads at most 4 KiB.

@@ -53,7 +53,7 @@ func writeSecret(path string, data []byte, replace bool) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }() // after Rename there is nothing to remove
 	_, err = tmp.Write(data)
 	if err == nil {
 		err = tmp.Sync()

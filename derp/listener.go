@@ -294,8 +294,9 @@ func (c *Conn) setLimit(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.limit = t
-	c.raw.SetReadDeadline(earlier(c.rd, t))
-	c.raw.SetWriteDeadline(earlier(c.wd, t))
+	// Fails only on a closed connection, which the next Read tells.
+	_ = c.raw.SetReadDeadline(earlier(c.rd, t))
+	_ = c.raw.SetWriteDeadline(earlier(c.wd, t))
 }
 
 // earlier treats a zero time as never.

@@ -178,7 +178,7 @@ func TestHijack(t *testing.T) {
 		}
 		c.SetReadDeadline(time.Now())
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			ended <- fmt.Errorf("deadline: %v", err)
+			ended <- fmt.Errorf("deadline: %w", err)
 			return
 		}
 		c.SetDeadline(time.Time{})

@@ -30,6 +30,7 @@ import (
 // nonsense, counts with what it last said; a file that went bad, likewise.
 
 const (
+	startTimeout = 5 * time.Second // for URLs at the start, which does not wait longer for them
 	fetchTimeout = 15 * time.Second
 	retryFirst   = 10 * time.Second // after a refresh in which a source failed; doubled up to the usual interval
 	certCheck    = 12 * time.Hour   // at the latest, see whether the certificate is due
@@ -73,7 +74,7 @@ type fetched struct {
 }
 
 // NewSources reads all sources and publishes the first map. A bad file or embedded region is an error; a URL that fails is only
-// logged, because it may be back later and clients keep what they have. ctx bounds the start.
+// logged, because it may be back later and clients keep what they have. It waits 5 s for URLs, less if ctx ends.
 func NewSources(ctx context.Context, o SourcesOptions) (*Sources, error) {
 	s := &Sources{
 		wake:    make(chan struct{}, 1),
@@ -81,6 +82,8 @@ func NewSources(ctx context.Context, o SourcesOptions) (*Sources, error) {
 		files:   map[string]*tailcfg.DERPMap{},
 	}
 	s.cur.Store(newMaps(&tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{}}, 0))
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	if err := s.Reconfigure(ctx, o); err != nil {
 		return nil, err
 	}

@@ -55,8 +55,7 @@ func ListenSTUN(addr string, log *slog.Logger) (*STUN, error) {
 			if failed = errors.Join(failed, err); missingFamily(err) {
 				continue
 			}
-			s.Close()
-			return nil, err
+			return nil, errors.Join(err, s.Close())
 		}
 		sock := pc.(*net.UDPConn)
 		if port == "0" {

@@ -14,7 +14,7 @@ import (
 // host is a private or loopback address, or "localhost" (control/ts2021:NewClient). A name counts as public whatever it
 // resolves to, and so do 100.64.0.0/10 and link-local addresses.
 func ForcesTLS(server *url.URL) bool {
-	if server.Scheme != "http" {
+	if server.Scheme != "http" || server.Port() == "443" { // 443 is served then, by TLS as well
 		return false
 	}
 	host := server.Hostname()

@@ -146,7 +146,7 @@ func TestPlainHTTPWarning(t *testing.T) {
 		"http://203.0.113.7:8080": true, "http://203.0.113.7": true, "http://skein.example.com": true, "http://[2001:db8::1]:8080": true,
 		"http://100.64.0.1": true, "http://169.254.1.1": true, "http://nas.lan": true,
 		"http://10.0.0.1:8080": false, "http://192.168.1.1": false, "http://172.16.0.1": false, "http://[fd00::1]:8080": false,
-		"http://127.0.0.1:8080": false, "http://[::1]": false, "http://localhost:8080": false, "https://203.0.113.7": false, "https://a.example.com": false,
+		"http://127.0.0.1:8080": false, "http://[::1]": false, "http://localhost:8080": false, "http://203.0.113.7:443": false, "https://203.0.113.7": false, "https://a.example.com": false,
 	} {
 		u, err := url.Parse(server)
 		if err != nil {
