@@ -20,6 +20,7 @@ type Encoder struct {
 
 	mu     sync.Mutex
 	blocks map[blockKey]*block // guarded by mu
+	views  []*view             // guarded by mu: the newest last
 	steps  []*step             // guarded by mu: the newest last
 }
 
@@ -67,33 +68,52 @@ type block struct {
 
 var comma = map[bool][]byte{false: []byte(","), true: seal(true, []byte(","))}
 
+// view is what all viewers of one audience share of one snapshot's full map. It is made by the first who asks.
+type view struct {
+	sn *state.Snapshot
+	viewKey
+
+	once   sync.Once
+	shared []byte   // from the middle of the user profiles to the opening of the peers
+	blocks []*block // the peers, by id
+}
+
+// viewKey is what viewers must have in common to share a view.
+type viewKey struct {
+	audience
+	compress bool
+	derp     *tailcfg.DERPMap // the variant of the relay map that they get
+}
+
+// maxViews is how many views are kept: those of the newest snapshots, for a fleet that connects at once.
+const maxViews = 64
+
 // Full is the complete map for v, with which every stream begins. ok is false if the snapshot does not hold v's node.
 func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	self := sn.Node(v.Node)
 	if self == nil {
 		return Frame{}, false
 	}
+	vw := e.view(sn, viewKey{audienceOf(self), v.Compress, sn.DERP.For(v.Capver)})
+
 	var o object
 	o.set("ControlTime", e.now().UTC())
 	if !e.opts.LogCollection {
 		o.set("Debug", tailcfg.Debug{DisableLogTail: true})
 	}
 	o.set("Node", e.selfNode(sn, self))
-	o.set("Domain", sn.DNS.Base)
-	o.set("DERPMap", sn.DERP.For(v.Capver)) // mandatory: without one the client never gets out of Starting
-	o.set("DNSConfig", sn.DNS.Config())
-	o.set("CollectServices", false)
 	o.set("PacketFilter", sn.Policy.FilterFor(self.Node))
-	o.list("UserProfiles", profiles(sn, self))
-	o.key("Peers")
-	parts := [][]byte{seal(v.Compress, append(o.b, '['))}
+	o.key("UserProfiles") // its own first: the others' follow in the shared part, where it may stand again
+	o.b = append(o.b, '[')
+	o.b = appendJoined(o.b, profilesOf(sn, map[tailnet.UserID]bool{self.Owner(): true}))
+	parts := make([][]byte, 0, 2*len(vw.blocks)+3)
+	parts = append(parts, seal(v.Compress, o.b), vw.shared)
 
 	n := 0
-	for _, run := range runs(sn, audienceOf(self)) {
-		b := e.block(sn, audienceOf(self), v.Compress, run)
+	for _, b := range vw.blocks {
 		sealed := b.sealed
-		if i := slices.Index(run, self); i >= 0 { // peers must never contain the viewer itself
-			if len(run) == 1 {
+		if i := b.find(self); i >= 0 { // peers must never contain the viewer itself
+			if len(b.nodes) == 1 {
 				continue
 			}
 			sealed = seal(v.Compress, appendJoined(nil, slices.Delete(slices.Clone(b.json), i, i+1)))
@@ -103,7 +123,50 @@ func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 		}
 		parts = append(parts, sealed)
 	}
-	return newFrame(append(parts, seal(v.Compress, []byte("]}")))...), true
+	return newFrame(append(parts, closing[v.Compress])...), true
+}
+
+// closing ends the list of peers and the message.
+var closing = map[bool][]byte{false: []byte("]}"), true: seal(true, []byte("]}"))}
+
+// view is the view of sn with this key.
+func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
+	e.mu.Lock()
+	i := slices.IndexFunc(e.views, func(x *view) bool { return x.sn == sn && x.viewKey == k })
+	var vw *view
+	if i >= 0 {
+		vw = e.views[i]
+	} else {
+		vw = &view{sn: sn, viewKey: k}
+		if len(e.views) >= maxViews {
+			e.views = slices.Delete(e.views, 0, 1)
+		}
+		e.views = append(e.views, vw)
+	}
+	e.mu.Unlock()
+	vw.once.Do(func() {
+		owners := map[tailnet.UserID]bool{}
+		for _, run := range runs(sn, k.audience) {
+			vw.blocks = append(vw.blocks, e.block(sn, k.audience, k.compress, run))
+			for _, n := range run {
+				owners[n.Owner()] = true
+			}
+		}
+		var o object
+		o.set("Domain", sn.DNS.Base)
+		o.set("DERPMap", k.derp) // mandatory: without one the client never gets out of Starting
+		o.set("DNSConfig", sn.DNS.Config())
+		o.set("CollectServices", false)
+		o.key("Peers")
+		o.b[0] = ',' // the viewer's own part has opened the object
+		var b []byte
+		for _, p := range profilesOf(sn, owners) {
+			b = append(append(b, ','), p...)
+		}
+		b = append(append(b, ']'), o.b...)
+		vw.shared = seal(k.compress, append(b, '['))
+	})
+	return vw
 }
 
 // runs are the nodes that the audience sees, cut where a new block begins.
@@ -126,6 +189,14 @@ func runs(sn *state.Snapshot, a audience) (out [][]*state.Node) {
 
 func blockIndex(n *state.Node) int { return int(n.ID / blockPeers) }
 
+// find is where n stands in the block, or -1.
+func (b *block) find(n *state.Node) int {
+	if blockIndex(b.nodes[0]) != blockIndex(n) {
+		return -1
+	}
+	return slices.Index(b.nodes, n)
+}
+
 // block is the block that holds exactly run, made by the first who asks.
 func (e *Encoder) block(sn *state.Snapshot, a audience, compress bool, run []*state.Node) *block {
 	k := blockKey{a, blockIndex(run[0]), compress}
@@ -146,17 +217,6 @@ func (e *Encoder) block(sn *state.Snapshot, a audience, compress bool, run []*st
 		b.sealed = seal(compress, appendJoined(nil, b.json))
 	})
 	return b
-}
-
-// profiles are the users whose nodes self sees, and its own.
-func profiles(sn *state.Snapshot, self *state.Node) (out [][]byte) {
-	ids := map[tailnet.UserID]bool{self.Owner(): true}
-	for _, n := range sn.Nodes() {
-		if audienceOf(self).sees(sn.Policy, n) {
-			ids[n.Owner()] = true
-		}
-	}
-	return profilesOf(sn, ids)
 }
 
 func profilesOf(sn *state.Snapshot, ids map[tailnet.UserID]bool) (out [][]byte) {

@@ -7,8 +7,8 @@
 // kept until one of its peers changes. Concatenated zstd frames decode as one, so a full map is glued together: a part
 // made for the viewer, the shared blocks (only the one that holds the viewer itself is made apart), and a closing part.
 //
-//	{"Node":…,"DNSConfig":…,"Peers":[  ⧺  block 0  ⧺  ,  ⧺  block 1  ⧺ … ⧺  ]}
-//	└────────── this viewer ────────┘     └────────── every viewer ────────┘
+//	{"Node":…,"UserProfiles":[own  ⧺  ,others],"DNSConfig":…,"Peers":[  ⧺  block 0  ⧺  ,  ⧺  block 1  ⧺ … ⧺  ]}
+//	└───────── this viewer ──────┘    └─────────────────────── every viewer of its audience ───────────────────┘
 //
 // A delta is what differs between two snapshots. Nodes are immutable, so comparing pointers finds the ones that changed;
 // what changed about them decides between a patch, the whole peer and a removal (protocol rules are cited where they are
