@@ -113,7 +113,8 @@ const (
 )
 
 // probe asks routers that have a stand-in for a sign of life, so that a cut cable or a hung machine is noticed long before
-// its connection ends. Nodes without a stand-in are left alone: nothing would follow from it.
+// its connection ends. Nodes without a stand-in are left alone: nothing would follow from it. So are nodes without a map
+// session: they go offline by themselves soon, and after a start of the server they are presumed well until the grace time is over.
 func (s *Server) probe(ctx context.Context) {
 	o := s.o.Probe
 	setDefault(&o.Every, DefaultProbeEvery)
@@ -132,6 +133,9 @@ func (s *Server) probe(ctx context.Context) {
 		}
 		probed := map[tailnet.NodeID]bool{}
 		for _, n := range s.o.State.Snapshot().Redundant() {
+			if !s.streaming(n.ID) {
+				continue
+			}
 			probed[n.ID] = true
 			h := health[n.ID]
 			if h == nil {
@@ -155,6 +159,13 @@ func (s *Server) probe(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// streaming reports whether the node has a map session.
+func (s *Server) streaming(id tailnet.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[id] != nil
 }
 
 func setDefault(d *time.Duration, v time.Duration) {
