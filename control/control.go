@@ -48,6 +48,7 @@ type Options struct {
 	ServerURL string // as clients reach us, without a slash at its end
 
 	KeepAlive    time.Duration // between messages on an idle stream; 0: DefaultKeepAlive
+	WriteTimeout time.Duration // for one message to a client; 0: DefaultWriteTimeout
 	OfflineAfter time.Duration // from the end of a map session to "offline"; 0: at once
 	Probe        ProbeOptions
 	Limits       Limits
@@ -58,6 +59,9 @@ type Options struct {
 // DefaultKeepAlive is the time between messages on an idle stream, to which up to 8 s are added at random. Clients give a
 // stream up after 120 s of silence (controlclient.Direct.sendMapRequest's watchdog).
 const DefaultKeepAlive = 50 * time.Second
+
+// DefaultWriteTimeout is generous: a session that outlives it is dead, not slow.
+const DefaultWriteTimeout = time.Minute
 
 // Server answers Tailscale clients.
 type Server struct {
@@ -83,6 +87,9 @@ type Server struct {
 func New(o Options) *Server {
 	if o.KeepAlive == 0 {
 		o.KeepAlive = DefaultKeepAlive
+	}
+	if o.WriteTimeout == 0 {
+		o.WriteTimeout = DefaultWriteTimeout
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

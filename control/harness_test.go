@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,6 +59,8 @@ type testServer struct {
 	log     *logWatch
 
 	user tailnet.UserID
+
+	sendBuffer atomic.Int32 // bytes that the kernel takes from us on new connections before a write blocks; 0: as it likes
 }
 
 // logWatch is a slog.Handler that fails the test on an error or a panic that the test did not announce.
@@ -161,7 +164,15 @@ func (ts *testServer) start(tune func(*Options)) {
 	ts.control = New(o)
 	r := mux.NewRouter()
 	ts.control.Mount(r)
-	ts.http = &http.Server{Handler: r, ReadHeaderTimeout: patience, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	ts.http = &http.Server{
+		Handler: r, ReadHeaderTimeout: patience, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if n := int(ts.sendBuffer.Load()); n > 0 {
+				_ = c.(*net.TCPConn).SetWriteBuffer(n)
+			}
+			return ctx
+		},
+	}
 	ts.served = make(chan struct{})
 	go func(srv *http.Server, served chan struct{}) {
 		defer close(served)

@@ -16,12 +16,8 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-const (
-	// writeTimeout bounds one write to a client. It is generous: a session that outlives it is dead, not slow.
-	writeTimeout = time.Minute
-	// goneStream is how long a client whose node is gone is kept waiting on its stream, so that it does not ask in a loop.
-	goneStream = 10 * time.Minute
-)
+// goneStream is how long a client whose node is gone is kept waiting on its stream, so that it does not ask in a loop.
+const goneStream = 10 * time.Minute
 
 // serveMap answers tailcfg.MapRequest in its three kinds: stream, lite update, and one map without side effects.
 func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
@@ -177,7 +173,7 @@ func (ms *mapSession) run(ctx context.Context) error {
 func (s *Server) keepAliveIn() time.Duration { return s.o.KeepAlive + rand.N(s.o.KeepAlive/6) }
 
 func (ms *mapSession) send(f netmap.Frame) error {
-	if err := ms.rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := ms.rc.SetWriteDeadline(time.Now().Add(ms.s.o.WriteTimeout)); err != nil {
 		return err
 	}
 	if _, err := f.WriteTo(ms.w); err != nil {

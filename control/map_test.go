@@ -311,7 +311,7 @@ func TestRotation(t *testing.T) {
 // Idle streams get the keep-alive in its canonical form: the same bytes each time, so that clients need not decode it.
 // They come far apart from each other compared to the time that a write may take.
 func TestKeepAlive(t *testing.T) {
-	ts := newServer(t, func(o *Options) { o.KeepAlive = 60 * time.Millisecond })
+	ts := newServer(t, func(o *Options) { o.KeepAlive, o.WriteTimeout = 60*time.Millisecond, 30*time.Millisecond })
 	a := ts.joined("alpha")
 	s := a.rawStream(a.streamRequest())
 	s.first()
