@@ -240,6 +240,11 @@ func TestFaults(t *testing.T) {
 			`config.yaml:11: trusted_proxies: "10.0.0.1/8" has bits set behind the /8: want 10.0.0.0/8`,
 			`config.yaml:11: trusted_proxies: "x": want an address or a network such as 10.0.0.0/8`,
 		}},
+		{name: "twice", file: "log:\n  level: info\n  level: debug\nlog: {}\ndns:\n  nameservers:\n    split:\n      a.b: [1.1.1.1]\n      a.b: [::1]\n", want: []string{
+			`config.yaml:3: log.level: stands here twice, on line 2 already: want it once`,
+			`config.yaml:4: log: stands here twice, on line 1 already: want it once`,
+			`config.yaml:9: dns.nameservers.split: a.b stands here twice: want it once`,
+		}},
 		{name: "not a mapping", file: "- a\n", want: []string{`config.yaml:1: want settings, one "key: value" to a line`}},
 		{name: "two documents", file: "log: {level: info}\n---\nlog: {level: debug}\n", want: []string{`config.yaml:2: a second document starts here ("---"): want all settings in one`}},
 	}
@@ -496,6 +501,30 @@ func TestYAMLRoundTrip(t *testing.T) {
 			if origins != strings.Contains(string(out), "# default") && name == "defaults" {
 				t.Errorf("origins %v:\n%s", origins, out)
 			}
+		}
+	}
+}
+
+// TestOversized: long files and long values end in a short message.
+func TestOversized(t *testing.T) {
+	var keys strings.Builder
+	for i := 0; keys.Len() < maxFileBytes/2; i++ {
+		fmt.Fprintf(&keys, "dns_base_domain%d: 1\n", i)
+	}
+	for name, text := range map[string]string{
+		"unknown keys":   keys.String(),
+		"long value":     "listen_addr: " + strings.Repeat("ü", maxFileBytes/3),
+		"long key":       strings.Repeat("a", maxFileBytes/2) + ": 1",
+		"repeated key":   strings.Repeat("? a\n", 100_000),
+		"long list":      "dns: {search_domains: [" + strings.Repeat("a,", maxListLen+1) + "]}",
+		"deep":           strings.Repeat("[", maxFileBytes/2),
+		"foreign keys":   "oidc: {" + strings.Repeat("a: 1, ", 10_000) + "}",
+		"foreign below":  "dns_config: {" + strings.Repeat("a: 1, ", 10_000) + "}",
+		"multiplication": "dns: {nameservers: {split: {a: &a [" + strings.Repeat("1.1.1.1,", maxListLen-1) + "], b: *a, c: *a}}}",
+	} {
+		_, err := loadText(t, text)
+		if err == nil || len(err.Error()) > 100*1000 {
+			t.Errorf("%s: %.300v", name, err)
 		}
 	}
 }

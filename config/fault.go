@@ -24,9 +24,18 @@ func (f Fault) Error() string {
 		b.WriteString(": ")
 	}
 	if f.Key != "" {
-		b.WriteString(f.Key + ": ")
+		b.WriteString(clip(f.Key) + ": ")
 	}
-	return b.String() + f.Text
+	return b.String() + clip(f.Text)
+}
+
+// clip shortens what quotes an oversized value.
+func clip(s string) string {
+	const most = 400
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most/2], "") + " … " + strings.ToValidUTF8(s[len(s)-most/2:], "")
 }
 
 // Faults are all things wrong, in the order of the file and then of the keys. It is never empty when used as an error.

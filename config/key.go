@@ -143,9 +143,13 @@ func assignValue(v reflect.Value, n *yaml.Node) Faults {
 		var faults Faults
 		total := 0
 		for i := 0; i+1 < len(n.Content); i += 2 {
+			name := reflect.ValueOf(n.Content[i].Value)
+			if v.MapIndex(name).IsValid() {
+				faults = append(faults, Fault{Line: n.Content[i].Line, Text: fmt.Sprintf("%s stands here twice: want it once", name)})
+			}
 			e := reflect.New(v.Type().Elem()).Elem()
 			faults = append(faults, assignValue(e, n.Content[i+1])...)
-			v.SetMapIndex(reflect.ValueOf(n.Content[i].Value), e)
+			v.SetMapIndex(name, e)
 			if total += e.Len(); total > maxListLen { // aliases could multiply lists
 				return one("more than %d entries in all", maxListLen)
 			}

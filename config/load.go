@@ -123,7 +123,7 @@ func load(o Options) (*Config, Faults, error) {
 		return cmp.Compare(cmp.Or(a.Line, last), cmp.Or(b.Line, last))
 	})
 	if len(faults) > maxFaults {
-		faults = append(faults[:maxFaults:maxFaults], Fault{Text: fmt.Sprintf("and %d more faults", len(faults)-maxFaults)})
+		faults = append(faults[:maxFaults:maxFaults], Fault{Text: "and more; these first"})
 	}
 	return c, faults, nil
 }
@@ -216,12 +216,18 @@ func (c *Config) readMapping(n *yaml.Node, section, path string, faults *Faults)
 		}
 		return
 	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
+	first := map[string]int{} // the line of a key
+	for i := 0; i+1 < len(n.Content) && len(*faults) <= maxFaults; i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		name := k.Value
 		if section != "" {
 			name = section + "." + name
 		}
+		if line, twice := first[k.Value]; twice {
+			fault(k.Line, name, "stands here twice, on line %d already: want it once", line)
+			continue
+		}
+		first[k.Value] = k.Line
 		info, known := byKey[name]
 		switch {
 		case known && strings.Contains(k.Value, "."):
@@ -247,7 +253,7 @@ func readUnknown(k, v *yaml.Node, name string, fault func(int, string, string, .
 		return
 	}
 	if v = resolve(v); v.Kind == yaml.MappingNode && hasForeignBelow(name) {
-		for i := 0; i+1 < len(v.Content); i += 2 {
+		for i := 0; i+1 < len(v.Content) && i < 2*maxFaults; i += 2 {
 			sub := v.Content[i]
 			if text := foreign(name + "." + sub.Value); text != "" {
 				fault(sub.Line, name+"."+sub.Value, "%s", text)

@@ -31,6 +31,9 @@ type mapFault struct {
 
 func (f mapFault) Error() string {
 	s := f.text
+	if len(s) > 400 { // it quotes an oversized value
+		s = strings.ToValidUTF8(s[:200], "") + " … " + strings.ToValidUTF8(s[len(s)-200:], "")
+	}
 	if f.path != "" {
 		s = f.path + ": " + s
 	}
@@ -174,8 +177,15 @@ func (w *mapWalker) structure(n *yaml.Node, v reflect.Value, path string) {
 		w.fault(n, path, "want keys and values")
 		return
 	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content) && len(w.faults) <= maxFaults; i += 2 {
 		k := n.Content[i]
+		if lower := strings.ToLower(k.Value); seen[lower] {
+			w.fault(k, joinPath(path, lower), "stands here twice")
+			continue
+		} else {
+			seen[lower] = true
+		}
 		field, ok := v.Type().FieldByNameFunc(func(name string) bool { return strings.EqualFold(name, k.Value) })
 		if !ok {
 			w.fault(k, path, "unknown key %q; known here: %s", k.Value, strings.Join(fieldNames(v.Type()), ", "))
@@ -192,7 +202,7 @@ func (w *mapWalker) mapping(n *yaml.Node, v reflect.Value, path string) {
 		return
 	}
 	v.Set(reflect.MakeMap(v.Type()))
-	for i := 0; i+1 < len(n.Content); i += 2 {
+	for i := 0; i+1 < len(n.Content) && len(w.faults) <= maxFaults; i += 2 {
 		k := n.Content[i]
 		id, err := strconv.ParseInt(k.Value, 10, 32)
 		if err != nil {
