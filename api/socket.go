@@ -35,7 +35,7 @@ func ListenUnix(path string, mode os.FileMode) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the unix socket %s: %w", path, err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // empty, unless moving failed
 	tmp := filepath.Join(dir, "s")
 	if len(tmp) > maxSocketPath {
 		return listenInPlace(path, mode)
@@ -45,14 +45,10 @@ func ListenUnix(path string, mode os.FileMode) (net.Listener, error) {
 		return nil, fmt.Errorf("listening on the unix socket %s: %w", path, err)
 	}
 	l.SetUnlinkOnClose(false) // it would remove tmp
-	if err := os.Chmod(tmp, mode); err == nil {
+	if err = os.Chmod(tmp, mode); err == nil {
 		err = os.Rename(tmp, path)
 	}
-	if err != nil {
-		l.Close()
-		return nil, fmt.Errorf("making the unix socket %s: %w", path, err)
-	}
-	return newSocket(l, path)
+	return newSocket(l, path, err)
 }
 
 // listenInPlace is ListenUnix for a path so long that no other name fits beside it: the mode comes a moment late.
@@ -62,11 +58,7 @@ func listenInPlace(path string, mode os.FileMode) (net.Listener, error) {
 		return nil, fmt.Errorf("listening on the unix socket %s: %w", path, err)
 	}
 	l.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, mode); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("making the unix socket %s: %w", path, err)
-	}
-	return newSocket(l, path)
+	return newSocket(l, path, os.Chmod(path, mode))
 }
 
 // removeStale makes room at path, unless something is there that is in use or is not ours.
@@ -82,7 +74,7 @@ func removeStale(path string) error {
 	}
 	c, err := net.DialTimeout("unix", path, probeTimeout)
 	if err == nil {
-		c.Close()
+		_ = c.Close()
 		return tailnet.Errorf(tailnet.Conflict, "another skein is running: it answers at %s", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
@@ -101,11 +93,14 @@ type socket struct {
 	info os.FileInfo
 }
 
-func newSocket(l *net.UnixListener, path string) (net.Listener, error) {
-	info, err := os.Lstat(path)
+// newSocket makes l the socket at path, unless err says that something went wrong before.
+func newSocket(l *net.UnixListener, path string, err error) (net.Listener, error) {
+	var info os.FileInfo
+	if err == nil {
+		info, err = os.Lstat(path)
+	}
 	if err != nil {
-		l.Close()
-		return nil, fmt.Errorf("making the unix socket %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("making the unix socket %s: %w", path, err), l.Close())
 	}
 	return &socket{UnixListener: l, path: path, info: info}, nil
 }

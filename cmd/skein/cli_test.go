@@ -93,7 +93,7 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 func short(text string) (k key.NodePublic, err error) {
 	raw, err := base64.StdEncoding.DecodeString((text + strings.Repeat("A", 43))[:43] + "=")
 	if err != nil || len(raw) != 32 {
-		return k, fmt.Errorf("%q cannot begin a key: %v", text, err)
+		return k, fmt.Errorf("%q cannot begin a key (%w)", text, err)
 	}
 	return key.NodePublicFromRaw32(mem.B(raw)), nil
 }
@@ -153,6 +153,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SKEIN_SOCKET", "")
 			env.Setenv("NO_COLOR", "")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector would make each command a second longer
 			env.Values[adminKey{}] = new(*admin)
 			return nil
 		},
@@ -169,8 +170,10 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Check(adminOf(ts).addNode(args[0], args[1], args[2], host, args[4:]...))
 			},
-			"online":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(adminOf(ts).setOnline(args[0], true)) },
-			"offline": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(adminOf(ts).setOnline(args[0], false)) },
+			"online": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(adminOf(ts).setOnline(args[0], true)) },
+			"offline": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(adminOf(ts).setOnline(args[0], false))
+			},
 			"waiting": func(ts *testscript.TestScript, _ bool, args []string) {
 				k, err := short("waits")
 				ts.Check(err)

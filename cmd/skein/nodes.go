@@ -60,13 +60,13 @@ func (f *nodeFlag) split(cmd *cobra.Command, args []string) (api.Ref, []string, 
 	return api.Ref(args[0]), args[1:], nil
 }
 
-// nodeArgs is split for a command that wants exactly these arguments behind the node.
-func (f *nodeFlag) nodeArgs(cmd *cobra.Command, args []string, names ...string) (api.Ref, []string, error) {
+// only is split for a command that wants a node and nothing else.
+func (f *nodeFlag) only(cmd *cobra.Command, args []string) (api.Ref, error) {
 	ref, rest, err := f.split(cmd, args)
 	if err != nil {
-		return "", nil, err
+		return "", err
 	}
-	return ref, rest, wantArgs(names...)(cmd, rest)
+	return ref, wantArgs()(cmd, rest)
 }
 
 // addNamespaceFlag lets a command take a namespace, under either of its names.
@@ -300,7 +300,7 @@ func (c *cli) nodesDelete() *cobra.Command {
 	}
 	node := c.addNodeFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ref, _, err := node.nodeArgs(cmd, args)
+		ref, err := node.only(cmd, args)
 		if err != nil {
 			return err
 		}
@@ -334,7 +334,7 @@ func (c *cli) nodesRoutes() *cobra.Command {
 		if len(args) == 0 && !cmd.Flags().Changed("identifier") {
 			return c.listRoutes(cmd, "")
 		}
-		ref, _, err := node.nodeArgs(cmd, args)
+		ref, err := node.only(cmd, args)
 		if err != nil {
 			return err
 		}

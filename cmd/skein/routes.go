@@ -77,7 +77,7 @@ func (c *cli) routesList() *cobra.Command {
 		if len(args) == 0 && !cmd.Flags().Changed("identifier") {
 			return c.listRoutes(cmd, "")
 		}
-		ref, _, err := node.nodeArgs(cmd, args)
+		ref, err := node.only(cmd, args)
 		if err != nil {
 			return err
 		}
@@ -99,14 +99,15 @@ func (c *cli) routesChange(cmd *cobra.Command, call func(ctx context.Context, cl
 		must(cmd.RegisterFlagCompletionFunc(name, c.completeRoutes(node)))
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ref, _, err := node.nodeArgs(cmd, args)
+		ref, err := node.only(cmd, args)
 		if err != nil {
 			return err
 		}
 		req.Node = ref
-		if f := cmd.Flags().Lookup("exactly"); req.All && len(req.Routes) > 0 {
+		switch {
+		case req.All && len(req.Routes) > 0:
 			return usagef("-a and -r contradict each other")
-		} else if !req.All && len(req.Routes) == 0 && (f == nil || f.Value.String() == "false") {
+		case !req.All && len(req.Routes) == 0:
 			return usagef("%q needs -r PREFIX or -a", cmd.CommandPath())
 		}
 		if f := cmd.Flags().Lookup("force"); f != nil {
