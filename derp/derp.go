@@ -7,6 +7,7 @@
 // What lives where:
 //
 //	derp.go      Server: the relay over HTTP, its key, who may use it, how a removed node is cut off
+//	key.go       the private key's file
 //	admit.go     how the relay library is made to ask us about a node key
 //	stun.go      STUN on its own UDP socket
 //	listener.go  one TCP port for plain HTTP and TLS, told apart by the first byte

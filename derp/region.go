@@ -14,8 +14,8 @@ import (
 // CapVerPinnedCert is the first capability version whose clients understand a pinned certificate in DERPNode.CertName
 // ("sha256-raw:…"), and DERPRegion.NoMeasureNoHome.
 //
-// Read in derp/derphttp:Client.tlsClient and net/tlsdial of the releases: v1.80.3 (capver 113) takes the text for a DNS name and
-// fails, v1.82.5 (115), v1.84.3, v1.86.5, v1.88.4, v1.90.9 and v1.102.5 pin. Older clients are told InsecureForTests instead: they
+// Tried with derp/derphttp of the releases against this package: v1.80.3 (capver 113) takes the text for a DNS name and fails,
+// v1.82.5 (115), v1.84.3, v1.86.5, v1.88.4, v1.90.9 and v1.102.5 pin. Older clients are told InsecureForTests instead: they
 // skip the check of the relay's certificate. What they send through it stays encrypted end to end; an impostor could drop it or
 // see who talks to whom.
 const CapVerPinnedCert tailcfg.CapabilityVersion = 115
