@@ -160,7 +160,7 @@ type Policy struct {
 	Mode string `key:"mode"`
 
 	// Path is the policy file, HuJSON. Empty: everybody may reach everybody.
-	Path string `key:"path" path:"true" live:"true"`
+	Path string `key:"path" path:"true"`
 }
 
 // DNS is what clients are told about names.
@@ -207,10 +207,10 @@ type Ephemeral struct {
 // Routes is about several routers of one network.
 type Routes struct {
 	// FailoverAfter is how long the primary router may be silent before another takes over.
-	FailoverAfter Duration `key:"failover_after" live:"true"`
+	FailoverAfter Duration `key:"failover_after"`
 
 	// RestartGrace is how long after a start of the server every router counts as it was, so that they can come back.
-	RestartGrace Duration `key:"restart_grace" live:"true"`
+	RestartGrace Duration `key:"restart_grace"`
 }
 
 // Logtail is about clients' logs.

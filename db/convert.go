@@ -214,6 +214,7 @@ func makeUserRow(id tailnet.ID, u *tailnet.User) (userRow, error) {
 		Name:        u.Name,
 		DisplayName: u.DisplayName,
 		Email:       u.Email,
+		Role:        string(u.Role),
 		CreatedAt:   f.time("created_at", u.Created),
 	}, f.err()
 }
@@ -225,6 +226,7 @@ func (r *userRow) domain() (*tailnet.User, error) {
 		Name:        r.Name,
 		DisplayName: r.DisplayName,
 		Email:       r.Email,
+		Role:        tailnet.Role(r.Role),
 		Created:     f.parseTime("created_at", r.CreatedAt),
 	}, f.err()
 }

@@ -22,6 +22,7 @@ CREATE TABLE users (
 	name         TEXT   NOT NULL,
 	display_name TEXT   NOT NULL,
 	email        TEXT   NOT NULL,
+	role         TEXT   NOT NULL,
 	created_at   TEXT,
 	PRIMARY KEY (tailnet_id, id)
 );

@@ -20,6 +20,7 @@ type userRow struct {
 	Name        string
 	DisplayName string
 	Email       string
+	Role        string
 	CreatedAt   *string
 }
 

@@ -79,8 +79,23 @@ type User struct {
 	Name        string // unique in the tailnet, lower case; what the command line calls the namespace
 	DisplayName string // free text, may be empty
 	Email       string // may be empty
+	Role        Role   // what policies know as autogroup:ROLE; empty: RoleMember
 	Created     time.Time
 }
+
+// Role is what a user may do in the tailnet as an administrator. A user has exactly one.
+type Role string
+
+// The roles, named as in policies (autogroup:admin and so on). Each user is a member whatever else it is.
+const (
+	RoleMember       Role = "" // no administrator; the zero value
+	RoleOwner        Role = "owner"
+	RoleAdmin        Role = "admin"
+	RoleITAdmin      Role = "it-admin"
+	RoleNetworkAdmin Role = "network-admin"
+	RoleBillingAdmin Role = "billing-admin"
+	RoleAuditor      Role = "auditor"
+)
 
 // LoginName is the user's name as clients store and show it; it is never empty, because a client does not save a profile
 // without one (tailcfg.Login.LoginName).

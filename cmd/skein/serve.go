@@ -85,6 +85,9 @@ func runServe(ctx context.Context, load func() (*config.Config, error), stdout, 
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 
+	for _, w := range cfg.Warnings() {
+		log.Warn(w.Error())
+	}
 	s, err := openServer(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -159,7 +162,7 @@ func (s *server) reload(ctx context.Context, load func() (*config.Config, error)
 	}
 	live, restart := config.Diff(s.current, next)
 	_ = level.UnmarshalText([]byte(next.Log.Level)) // Load has checked it
-	if changed, err := s.cert.Renew(); err != nil {
+	if changed, err := s.renewCertificate(next); err != nil {
 		s.log.Error("the certificate could not be read again; the old one stays", "err", err)
 	} else if changed {
 		s.log.Info("certificate replaced")
@@ -179,6 +182,18 @@ func (s *server) reload(ctx context.Context, load func() (*config.Config, error)
 	if len(restart) > 0 {
 		s.log.Warn("these settings need a restart", "keys", restart)
 	}
+}
+
+// renewCertificate reads the certificate again, from where cfg says.
+func (s *server) renewCertificate(cfg *config.Config) (changed bool, err error) {
+	if cfg.TLSCertPath == s.current.TLSCertPath && cfg.TLSKeyPath == s.current.TLSKeyPath {
+		return s.cert.Renew()
+	}
+	c, err := s.openCertificate(cfg)
+	if err != nil {
+		return false, err
+	}
+	return s.cert.Adopt(c), nil
 }
 
 // notify tells systemd how the service is doing (sd_notify); without systemd it does nothing.

@@ -120,12 +120,16 @@ func (s *server) openFiles(ctx context.Context) (err error) {
 	if s.url, err = url.Parse(s.cfg.ServerURL); err != nil {
 		return fmt.Errorf("server_url: %w", err)
 	}
-	if s.cfg.TLSCertPath != "" {
-		s.cert, err = derp.LoadCertificate(s.cfg.TLSCertPath, s.cfg.TLSKeyPath)
-	} else {
-		s.cert, err = derp.SelfSigned(filepath.Join(s.cfg.DataDir, "self_signed.pem"), derp.CertHosts(s.url), nil)
-	}
+	s.cert, err = s.openCertificate(s.cfg)
 	return err
+}
+
+// openCertificate reads the certificate that cfg names, or else our own, which is made on the first start.
+func (s *server) openCertificate(cfg *config.Config) (*derp.Certificate, error) {
+	if cfg.TLSCertPath != "" {
+		return derp.LoadCertificate(cfg.TLSCertPath, cfg.TLSKeyPath)
+	}
+	return derp.SelfSigned(filepath.Join(s.cfg.DataDir, "self_signed.pem"), derp.CertHosts(s.url), nil)
 }
 
 // deriveServerURL is the address under which clients in the same network reach us when nobody has said one.
@@ -169,7 +173,9 @@ func (s *server) openPorts(context.Context) error {
 	s.onClose(l.Close)
 
 	s.fallbackErr = errors.New("switched off in the configuration")
-	if addr := s.cfg.TLSFallbackListenAddr; addr != "" && addr != s.cfg.ListenAddr {
+	if strings.HasSuffix(s.cfg.ListenAddr, ":443") {
+		s.fallbackErr = nil // the main port is it
+	} else if addr := s.cfg.TLSFallbackListenAddr; addr != "" && addr != s.cfg.ListenAddr {
 		l, err := net.Listen("tcp", addr)
 		s.fallbackErr = err
 		if err == nil {
@@ -186,7 +192,7 @@ func (s *server) openPorts(context.Context) error {
 	}
 	if s.cfg.DERP.Server.Enabled && s.cfg.DERP.Server.STUNListenAddr != "" {
 		if s.stun, err = derp.ListenSTUN(s.cfg.DERP.Server.STUNListenAddr, s.log); err != nil {
-			return fmt.Errorf("cannot listen for STUN (derp.server.stun_listen_addr, --stun-listen): %w", err)
+			return err
 		}
 		s.onClose(s.stun.Close)
 	}
@@ -208,7 +214,7 @@ func (s *server) sourcesOptions(cfg *config.Config) derp.SourcesOptions {
 	if cfg.DERP.AutoUpdateEnabled {
 		o.Every = cfg.DERP.UpdateFrequency.Std()
 	}
-	if d := cfg.DERP.Server; d.Enabled && d.AutomaticallyAddEmbeddedDERPRegion {
+	if d := cfg.DERP.Server; s.cfg.DERP.Server.Enabled && d.AutomaticallyAddEmbeddedDERPRegion {
 		o.Embedded = &derp.Embedded{
 			ServerURL: s.url, RegionID: d.RegionID, Code: d.RegionCode, Name: d.RegionName, IPv4: d.IPv4, IPv6: d.IPv6, Cert: s.cert,
 		}
