@@ -12,6 +12,7 @@
 package integration
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,8 @@ const (
 	patient = 90 * time.Second
 	// never is how long something is tried that must not work.
 	never = time.Second
+	// hiccup bounds how long a busy machine may hold up traffic that nothing was done to.
+	hiccup = 2 * time.Second
 
 	homeLAN = "192.168.199.0/24"
 )
@@ -70,6 +73,25 @@ func (n *net) id(t *testing.T, hostname string) string {
 		t.Fatalf("no node %s in:\n%s", hostname, n.srv.Skein("nodes", "list"))
 	}
 	return row["ID"]
+}
+
+// direct makes traffic between two nodes, which has them look for a direct path, and waits until they
+// have one. A "tailscale ping" alone does not make them look.
+func direct(from, to *lab.Node) netip.AddrPort {
+	ip := to.IP4()
+	from.Ping(soon, ip)
+	return from.WaitDirect(soon, ip)
+}
+
+// enable waits until the node has advertised the route, and enables it.
+func (n *net) enable(t *testing.T, hostname, route string) {
+	t.Helper()
+	id := n.id(t, hostname)
+	n.Wait(soon, hostname+" has advertised "+route, func() (bool, string) {
+		s := n.routeEnabled(t, id, route)
+		return s == "false", s
+	})
+	n.srv.Skein("routes", "enable", "-i", id, "-r", route)
 }
 
 // routeEnabled reports what "routes list" says about one route of a node.

@@ -30,8 +30,7 @@ func TestInteractiveRegistration(t *testing.T) {
 	if row := n.srv.Node("junyao"); row != nil {
 		t.Errorf("listed before it was approved: %v", row)
 	}
-	n.srv.Skein("nodes", "register", "--namespace", "junyao", "--key", lg.Key)
-	n.measured("client is up after nodes register", lg.Wait(soon))
+	approve(t, n, lg)
 	mac.WaitRunning(soon)
 	if r := n.srv.Try("nodes", "register", "--namespace", "junyao", "--key", lg.Key+"x"); r.Code != 1 || r.Stderr == "" || r.Stdout != "" {
 		t.Errorf("register with a wrong key: %v", r)
@@ -45,8 +44,7 @@ func TestPendingLoginSurvivesRestart(t *testing.T) {
 	lg := mac.Login(n.srv.URL)
 	n.srv.Kill()
 	n.srv.StartAgain()
-	n.srv.Skein("nodes", "register", "--namespace", "junyao", "--key", lg.Key)
-	n.measured("client is up after a restart and nodes register", lg.Wait(patient))
+	approve(t, n, lg)
 	mac.WaitRunning(soon)
 }
 
@@ -184,10 +182,9 @@ func TestOlderClients(t *testing.T) {
 			vm := n.joinAs(n.Cloud, lab.NodeOptions{Client: old})
 			mac.WaitPeer(soon, "homeDS", nil)
 			mac.WaitPeer(soon, "VM-0-2-centos", nil)
-			mac.Ping(soon, nas.IP4())
-			mac.WaitDirect(soon, nas.IP4())
-			nas.WaitDirect(soon, vm.IP4())
-			n.srv.Skein("routes", "enable", "-i", n.id(t, "homeDS"), "-r", homeLAN)
+			direct(mac, nas)
+			direct(nas, vm)
+			n.enable(t, "homeDS", homeLAN)
 			mac.Ping(soon, n.Router.Addr())
 
 			n.Mac.Block(lab.UDP)

@@ -13,6 +13,8 @@ func TestDirectPath(t *testing.T) {
 	mac, nas := n.join(n.Mac), n.join(n.NAS)
 	mac.WaitPeer(soon, "homeDS", nil)
 	begin := time.Now()
+	mac.Ping(soon, nas.IP4())
+	n.measured("first ping between two new nodes", time.Since(begin))
 	if at := mac.WaitDirect(soon, nas.IP4()); at.Addr() != n.Home.Public {
 		t.Errorf("direct by %v, want %v", at, n.Home.Public)
 	}
@@ -39,15 +41,27 @@ func TestRelayOnly(t *testing.T) {
 			n.NAS.Block(lab.UDP)
 			mac, nas := n.join(n.Mac, "--accept-routes"), n.join(n.NAS, "--advertise-routes="+homeLAN)
 			mac.WaitPeer(soon, "homeDS", nil)
-			n.measured("first ping over the relay", mac.Ping(soon, nas.IP4()))
+			begin := time.Now()
+			mac.Ping(soon, nas.IP4())
+			n.measured("first ping over the relay", time.Since(begin))
 			vias, r := mac.Vias(soon, "-c=3", nas.IP4().String())
 			allRelayed(t, vias, r)
 
-			n.srv.Skein("routes", "enable", "-i", n.id(t, "homeDS"), "-r", homeLAN)
+			n.enable(t, "homeDS", homeLAN)
 			mac.Ping(soon, n.Router.Addr())
 			if _, err := n.Mac.Get(soon, "http://192.168.199.1/"); err != nil {
 				t.Error(err)
 			}
+
+			// The relay is the server: without it nothing goes, and it must come back by itself.
+			n.srv.Kill()
+			if _, err := n.Mac.Ping(never, nas.IP4()); err == nil {
+				t.Error("a ping was answered while the only relay was away")
+			}
+			n.srv.StartAgain()
+			begin = time.Now()
+			mac.Ping(patient, nas.IP4())
+			n.measured("relayed traffic goes on after kill -9 of the server", time.Since(begin))
 		})
 	}
 }
@@ -62,7 +76,7 @@ func TestHardNAT(t *testing.T) {
 	allRelayed(t, vias, r)
 	// One side with an address of its own is enough for a direct path.
 	mac.WaitPeer(soon, "VM-0-2-centos", nil)
-	mac.WaitDirect(soon, vm.IP4())
+	direct(mac, vm)
 }
 
 // A path that was direct survives on the relay when UDP is dropped, and becomes direct again.
@@ -70,7 +84,7 @@ func TestDirectToRelayAndBack(t *testing.T) {
 	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
 	mac, nas := n.join(n.Mac), n.join(n.NAS)
 	mac.WaitPeer(soon, "homeDS", nil)
-	mac.WaitDirect(soon, nas.IP4())
+	direct(mac, nas)
 	n.NAS.Block(lab.UDP)
 	begin := time.Now()
 	mac.Ping(patient, nas.IP4())

@@ -19,15 +19,12 @@ func twoRouters(t *testing.T) (n *net, mac, first, second *lab.Node) {
 	first = n.join(n.NAS, "--advertise-routes="+homeLAN)
 	second = n.join(spare, "--advertise-routes="+homeLAN)
 	for _, name := range []string{"homeDS", "homeDS-spare"} {
-		n.srv.WaitNode(soon, name, "has advertised its route", func(lab.Row) bool {
-			return n.routeEnabled(t, n.id(t, name), homeLAN) == "false"
-		})
-		n.srv.Skein("routes", "enable", "-i", n.id(t, name), "-r", homeLAN)
+		n.enable(t, name, homeLAN)
 	}
 	mac.WaitPeer(soon, "homeDS", carries(homeLAN))
 	mac.WaitPeer(soon, "homeDS-spare", not(carries(homeLAN)))
-	mac.WaitDirect(soon, first.IP4())
-	mac.WaitDirect(soon, second.IP4())
+	direct(mac, first)
+	direct(mac, second)
 	mac.Ping(soon, n.Router.Addr())
 	return n, mac, first, second
 }
@@ -50,22 +47,56 @@ func failover(t *testing.T, n *net, mac *lab.Node, what string, takeAway func())
 	}
 }
 
-// The primary router's process is killed.
+// The primary router's process is killed. When it comes back, the other one stays primary: a router
+// takes its prefixes back only after it has been well for a while.
 func TestFailoverProcessKilled(t *testing.T) {
 	n, mac, first, _ := twoRouters(t)
 	failover(t, n, mac, "kill -9 of tailscaled", first.Kill)
 	first.StartAgain()
 	first.WaitRunning(patient)
 	mac.WaitPeer(patient, "homeDS", func(p *ipnstate.PeerStatus) bool { return p.Online })
+	stays(t, "the other router stays primary", mac, "homeDS-spare", carries(homeLAN))
 	mac.Ping(soon, n.Router.Addr())
 }
 
 // The primary router's cable is cut: its connection to the server ends nowhere.
 func TestFailoverCableCut(t *testing.T) {
-	n, mac, _, _ := twoRouters(t)
+	n, mac, first, _ := twoRouters(t)
 	failover(t, n, mac, "a cut cable", n.NAS.CutCable)
 	n.NAS.PlugCable()
-	n.srv.WaitNode(patient, "homeDS", "online again", func(r lab.Row) bool { return r["Online"] == "online" })
+	mac.Ping(patient, first.IP4())
+	stays(t, "the other router stays primary", mac, "homeDS-spare", carries(homeLAN))
+	mac.Ping(soon, n.Router.Addr())
+}
+
+// Disabling a route takes it away from every client at once, and from the router itself.
+func TestRouteDisabled(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	mac, vm := n.join(n.Mac, "--accept-routes"), n.join(n.Cloud, "--accept-routes")
+	nas := n.join(n.NAS, "--advertise-routes="+homeLAN)
+	if _, err := n.Mac.Ping(never, n.Router.Addr()); err == nil {
+		t.Error("the home router answers although the route is not enabled")
+	}
+	n.enable(t, "homeDS", homeLAN)
+	for _, node := range []*lab.Node{mac, vm} {
+		node.WaitPeer(soon, "homeDS", carries(homeLAN))
+		node.Ping(soon, n.Router.Addr())
+	}
+	id := n.id(t, "homeDS")
+	begin := time.Now()
+	n.srv.Skein("routes", "disable", "-i", id, "-r", homeLAN)
+	for _, node := range []*lab.Node{mac, vm} {
+		node.WaitPeer(soon, "homeDS", not(carries(homeLAN)))
+		n.measured("route gone from "+node.Host.Name()+" after routes disable", time.Since(begin))
+	}
+	for _, node := range []*lab.Node{mac, vm} {
+		if _, err := node.Host.Ping(never, n.Router.Addr()); err == nil {
+			t.Errorf("%s still reaches the home router", node.Host.Name())
+		}
+		node.Ping(soon, nas.IP4())
+	}
+	// The router still offers the route, and enabling it again is all it takes.
+	n.enable(t, "homeDS", homeLAN)
 	mac.Ping(soon, n.Router.Addr())
 }
 
@@ -111,4 +142,6 @@ func TestExitNode(t *testing.T) {
 		got := seenAs()
 		return got == n.Office.Public.String(), got
 	})
+	n.srv.Skein("routes", "disable", "-i", id, "-r", "::/0")
+	mac.WaitPeer(soon, "VM-0-2-centos", func(p *ipnstate.PeerStatus) bool { return !p.ExitNodeOption })
 }
