@@ -135,15 +135,14 @@ func (s *Server) Mount(r *mux.Router) {
 
 // inner is the handler inside one Noise connection.
 func (s *Server) inner() http.Handler {
-	r := mux.NewRouter()
-	m := r.PathPrefix("/machine").Subrouter()
-	m.HandleFunc("/register", s.serveRegister).Methods(http.MethodPost)
-	m.HandleFunc("/map", s.serveMap).Methods(http.MethodPost)
-	m.HandleFunc("/ping/{id}", s.servePong).Methods(http.MethodPost, http.MethodHead)
-	m.HandleFunc("/whoami", s.serveWhoAmI).Methods(http.MethodGet)
-	m.HandleFunc("/feature/query", s.serveFeatureQuery).Methods(http.MethodPost)
-	m.HandleFunc("/audit-log", s.serveAuditLog).Methods(http.MethodPost)
-	m.HandleFunc("/update-health", s.serveUpdateHealth).Methods(http.MethodPost)
+	r := mux.NewRouter() // without subrouters: those answer a wrong method with 404
+	r.HandleFunc("/machine/register", s.serveRegister).Methods(http.MethodPost)
+	r.HandleFunc("/machine/map", s.serveMap).Methods(http.MethodPost)
+	r.HandleFunc("/machine/ping/{id}", s.servePong).Methods(http.MethodPost, http.MethodHead)
+	r.HandleFunc("/machine/whoami", s.serveWhoAmI).Methods(http.MethodGet)
+	r.HandleFunc("/machine/feature/query", s.serveFeatureQuery).Methods(http.MethodPost)
+	r.HandleFunc("/machine/audit-log", s.serveAuditLog).Methods(http.MethodPost)
+	r.HandleFunc("/machine/update-health", s.serveUpdateHealth).Methods(http.MethodPost)
 	for path, what := range map[string]string{
 		"/set-dns":             "HTTPS certificates are not offered by this server",
 		"/id-token":            "identity tokens are not offered by this server",
@@ -152,7 +151,7 @@ func (s *Server) inner() http.Handler {
 		"/tka/{rest:.*}":       "Tailnet Lock is not offered by this server",
 		"/ssh/{rest:.*}":       "Tailscale SSH check mode is not offered by this server",
 	} {
-		m.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { http.Error(w, what, http.StatusNotImplemented) })
+		r.HandleFunc("/machine"+path, func(w http.ResponseWriter, r *http.Request) { http.Error(w, what, http.StatusNotImplemented) })
 	}
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is nothing at this path", http.StatusNotFound)
