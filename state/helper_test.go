@@ -220,7 +220,7 @@ func firstDifference(a, b string) string {
 
 // scratch is the snapshot, and the routers, that a restart would make of what the store holds and of the presence in like.
 // Failing and Steady are not kept over a restart; they are taken from like.
-func scratch(o Options, c *tailnet.Contents, like *Snapshot) (*Snapshot, routers) {
+func scratch(c *tailnet.Contents, like *Snapshot) (*Snapshot, routers) {
 	st := &State{}
 	c.Presence = map[tailnet.NodeID]tailnet.Presence{}
 	prev := &Snapshot{Policy: like.Policy, DNS: like.DNS, DERP: like.DERP}
@@ -241,7 +241,7 @@ func checkScratch(t interface {
 }, st *State, store *statetest.Store) {
 	t.Helper()
 	sn := st.Snapshot()
-	want, r := scratch(Options{}, store.Contents(), sn)
+	want, r := scratch(store.Contents(), sn)
 	got := describe(sn, st.routers)
 	if want := describe(want, r); got != want {
 		t.Fatalf("the snapshot is not what a restart would read: %s", firstDifference(got, want))
