@@ -49,6 +49,7 @@ type Options struct {
 
 	KeepAlive    time.Duration // between messages on an idle stream; 0: DefaultKeepAlive
 	WriteTimeout time.Duration // for one message to a client; 0: DefaultWriteTimeout
+	SilentAfter  time.Duration // a connection is cut when the client has not shown itself for this long; 0: DefaultSilentAfter
 	OfflineAfter time.Duration // from the end of a map session to "offline"; 0: at once
 	Probe        ProbeOptions
 	Limits       Limits
@@ -62,6 +63,11 @@ const DefaultKeepAlive = 50 * time.Second
 
 // DefaultWriteTimeout is generous: a session that outlives it is dead, not slow.
 const DefaultWriteTimeout = time.Minute
+
+// DefaultSilentAfter bounds how long a machine that lost its power or its network counts as online. A client that has
+// nothing to say is asked for a sign of life after three quarters of it, that is about as often as it gets a keep-alive.
+// Without that the kernel would try to deliver the keep-alives for 15 minutes before it gives the connection up.
+const DefaultSilentAfter = 70 * time.Second
 
 // Server answers Tailscale clients.
 type Server struct {
@@ -90,6 +96,9 @@ func New(o Options) *Server {
 	}
 	if o.WriteTimeout == 0 {
 		o.WriteTimeout = DefaultWriteTimeout
+	}
+	if o.SilentAfter == 0 {
+		o.SilentAfter = DefaultSilentAfter
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

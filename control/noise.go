@@ -64,7 +64,10 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	// A stream's own deadline cannot end it while the connection takes no byte: its reset waits behind the blocked write.
-	h2 := &http2.Server{MaxConcurrentStreams: maxStreams, IdleTimeout: idleConnection, WriteByteTimeout: s.o.WriteTimeout}
+	h2 := &http2.Server{
+		MaxConcurrentStreams: maxStreams, IdleTimeout: idleConnection, WriteByteTimeout: s.o.WriteTimeout,
+		ReadIdleTimeout: s.o.SilentAfter / 4 * 3, PingTimeout: s.o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
+	}
 	h2.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: s.handler, BaseConfig: &http.Server{ErrorLog: s.httpLog}})
 }
 

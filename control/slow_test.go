@@ -104,3 +104,23 @@ func TestSlowReader(t *testing.T) {
 		})
 	}
 }
+
+// A machine that lost its power does not answer, and nothing tells us so. Its session ends when it has been silent for too
+// long; that of a client with nothing to say goes on.
+func TestSilentClient(t *testing.T) {
+	const silent = 2 * time.Second
+	ts := newServer(t, func(o *Options) { o.SilentAfter = silent })
+	dead, quiet := ts.joined("dead"), ts.joined("quiet")
+	dead.slowClient(1 << 30) // sends its request and never again reads or writes
+	s := quiet.stream()
+	s.first()
+	ts.until("both are online", func(sn *state.Snapshot) bool { return sn.Node(dead.id()).Online && sn.Node(quiet.id()).Online })
+	s.patch("the dead one is offline", dead.id(), func(p *tailcfg.PeerChange) bool { return p.Online != nil && !*p.Online })
+	began := time.Now()
+	for time.Since(began) < silent+silent/2 { // another ping, and time to be cut for not answering it
+		if !s.alive() {
+			t.Fatal("the session of the quiet client has ended too")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
