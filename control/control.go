@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -165,7 +166,20 @@ func (s *Server) inner() http.Handler {
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is nothing at this path", http.StatusNotFound)
 	})
-	return r
+	return s.guard(r)
+}
+
+// guard logs a panic in h as the fault of ours that it is and ends the one request; net/http would hardly mention it.
+func (s *Server) guard(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil {
+				s.log.Error("panic in a request", "remote", peerOf(r).remote, "err", p, "stack", string(debug.Stack()))
+				panic(http.ErrAbortHandler)
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // peer is who is at the other end of a Noise connection.

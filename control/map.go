@@ -26,16 +26,19 @@ func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v := netmap.Viewer{Capver: req.Version, Compress: req.Compress == "zstd"}
-	n := s.o.State.Snapshot().NodeByKey(req.NodeKey)
-	switch {
-	case n == nil && req.Stream:
+	if req.Stream && s.o.State.Snapshot().NodeByKey(req.NodeKey) == nil {
 		s.serveGone(w, r, req.NodeKey, v)
-	case s.nodeOf(w, r, req.NodeKey) == nil:
+		return
+	}
+	n := s.nodeOf(w, r, req.NodeKey)
+	if n == nil {
+		return
+	}
+	v.Node = n.ID
+	switch {
 	case req.Stream:
-		v.Node = n.ID
 		s.serveStream(w, r, n, v)
 	case req.ReadOnly:
-		v.Node = n.ID
 		if f, ok := s.o.Encoder.Full(s.o.State.Snapshot(), v); ok {
 			_, _ = f.WriteTo(w)
 		}
@@ -125,14 +128,17 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, n *state.No
 // orderly end.
 func (ms *mapSession) run(ctx context.Context) error {
 	sn := ms.s.o.State.Snapshot()
+	if n := sn.Node(ms.viewer.Node); n == nil || n.NodeKey != ms.key {
+		return nil // deleted or renewed this moment; the client asks again and is told
+	}
 	f, ok := ms.s.o.Encoder.Full(sn, ms.viewer)
 	if !ok {
-		return nil // deleted this moment; the client asks again and is told
+		return nil
 	}
 	if err := ms.send(f); err != nil {
 		return err
 	}
-	if err := ms.s.cameOnline(ctx, ms.viewer); err != nil {
+	if err := ms.s.cameOnline(ctx, ms); err != nil {
 		return err
 	}
 	keepAlive := time.NewTimer(ms.s.keepAliveIn())
@@ -236,17 +242,22 @@ func (s *Server) removeSession(ms *mapSession) {
 	s.offline[id] = t
 }
 
-// cameOnline publishes that the node has a stream, and with which version.
-func (s *Server) cameOnline(ctx context.Context, v netmap.Viewer) error {
+// cameOnline publishes that the node of ms has a stream, and with which version, unless a newer stream has begun meanwhile:
+// that one speaks for itself, and may even have ended again.
+func (s *Server) cameOnline(ctx context.Context, ms *mapSession) error {
+	id, capver := ms.viewer.Node, ms.viewer.Capver
 	return s.o.State.Update(ctx, "node came online", func(tx *state.Tx) error {
-		n := tx.Node(v.Node)
-		if n == nil {
+		s.mu.Lock()
+		current := s.sessions[id] == ms
+		s.mu.Unlock()
+		n := tx.Node(id)
+		if n == nil || !current {
 			return nil
 		}
-		tx.SetOnline(v.Node, true)
-		if n.Capver != v.Capver && v.Capver != 0 {
+		tx.SetOnline(id, true)
+		if n.Capver != capver && capver != 0 {
 			n = n.Clone()
-			n.Capver = v.Capver
+			n.Capver = capver
 			return tx.PutNode(n)
 		}
 		return nil
