@@ -43,6 +43,7 @@ type Store struct {
 	keep     bool
 	saves    []map[tailnet.NodeID]tailnet.Presence
 	deleted  map[key.NodePublic]*tailnet.Node
+	taken    map[unique]tailnet.NodeID
 	fail     int
 	failSave int
 	failLoad int
@@ -68,7 +69,7 @@ func New() *Store {
 
 // NewWith returns a store that holds a copy of c.
 func NewWith(c *tailnet.Contents) *Store {
-	s := &Store{keep: true, deleted: map[key.NodePublic]*tailnet.Node{}}
+	s := &Store{keep: true, deleted: map[key.NodePublic]*tailnet.Node{}, taken: map[unique]tailnet.NodeID{}}
 	s.c = contents{
 		rev: c.Rev, tailnet: c.Tailnet, presence: maps.Clone(c.Presence),
 		nodes: map[tailnet.NodeID]*tailnet.Node{}, users: map[tailnet.UserID]*tailnet.User{}, keys: map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{},
@@ -79,6 +80,7 @@ func NewWith(c *tailnet.Contents) *Store {
 	for _, n := range c.Nodes {
 		s.c.nodes[n.ID] = copyNode(n)
 	}
+	s.noteLocked(c.Nodes)
 	for _, u := range c.Users {
 		s.c.users[u.ID] = copyOf(u)
 	}
@@ -322,15 +324,14 @@ func copyChanges(ch *tailnet.Changes) *tailnet.Changes {
 	return &c
 }
 
-// checkLocked returns an error if ch breaks what a database would not let pass either: unique values, references. It costs
-// O(nodes) only if ch brings unique values that the node did not have.
+// checkLocked returns an error if ch breaks what a database would not let pass either: unique values, references. It
+// costs what ch holds, except for a user's deletion.
 func (s *Store) checkLocked(c *contents, ch *tailnet.Changes) error {
 	for _, id := range ch.DeleteNodes {
 		if c.nodes[id] == nil {
 			return fmt.Errorf("statetest: node %d is deleted but is not there", id)
 		}
 	}
-	fresh := false
 	for i, n := range ch.PutNodes {
 		switch {
 		case n == nil, n.Hostinfo == nil, n.StableID == "", n.Name == "":
@@ -340,8 +341,6 @@ func (s *Store) checkLocked(c *contents, ch *tailnet.Changes) error {
 		case n.User != 0 && !s.hasUser(c, ch, n.User):
 			return fmt.Errorf("statetest: node %d belongs to user %d, who is not there", n.ID, n.User)
 		}
-		old := c.nodes[n.ID]
-		fresh = fresh || old == nil || old.NodeKey != n.NodeKey || old.Name != n.Name || old.IPv4 != n.IPv4 || old.IPv6 != n.IPv6
 	}
 	for _, id := range ch.DeleteUsers {
 		for _, n := range c.nodes {
@@ -350,10 +349,10 @@ func (s *Store) checkLocked(c *contents, ch *tailnet.Changes) error {
 			}
 		}
 	}
-	if err := uniqueUsers(c, ch); err != nil || !fresh {
+	if err := uniqueUsers(c, ch); err != nil {
 		return err
 	}
-	return uniqueNodes(c, ch)
+	return s.uniqueNodesLocked(ch)
 }
 
 func (s *Store) hasUser(c *contents, ch *tailnet.Changes, id tailnet.UserID) bool {
@@ -382,45 +381,58 @@ func uniqueUsers(c *contents, ch *tailnet.Changes) error {
 	return nil
 }
 
-func uniqueNodes(c *contents, ch *tailnet.Changes) error {
-	skip := map[tailnet.NodeID]bool{}
+// unique is a value that no two nodes may have.
+type unique struct {
+	what string
+	v    any
+}
+
+func uniques(n *tailnet.Node) []unique {
+	out := []unique{{"key", n.NodeKey}, {"name", n.Name}, {"stable id", n.StableID}}
+	for _, a := range n.Addrs() {
+		out = append(out, unique{"address", a})
+	}
+	return out
+}
+
+// uniqueNodesLocked checks the values of the nodes of ch and, if they are free, takes note of them. s.mu must be held.
+func (s *Store) uniqueNodesLocked(ch *tailnet.Changes) error {
+	seen, given := map[unique]bool{}, map[tailnet.NodeID]bool{} // given: ids that give their values up
 	for _, id := range ch.DeleteNodes {
-		skip[id] = true
+		given[id] = true
 	}
 	for _, n := range ch.PutNodes {
-		skip[n.ID] = true
-	}
-	type unique struct {
-		what string
-		v    any
-	}
-	seen := map[unique]bool{}
-	values := func(n *tailnet.Node) []unique {
-		out := []unique{{"key", n.NodeKey}, {"name", n.Name}, {"stable", n.StableID}}
-		for _, a := range n.Addrs() {
-			out = append(out, unique{"addr", a})
-		}
-		return out
+		given[n.ID] = true
 	}
 	for _, n := range ch.PutNodes {
-		for _, u := range values(n) {
+		for _, u := range uniques(n) {
 			if seen[u] {
 				return fmt.Errorf("statetest: the commit gives %s %v to two nodes", u.what, u.v)
 			}
 			seen[u] = true
-		}
-	}
-	for _, n := range c.nodes {
-		if skip[n.ID] {
-			continue
-		}
-		for _, u := range values(n) {
-			if seen[u] {
-				return fmt.Errorf("statetest: %s %v belongs to node %d", u.what, u.v, n.ID)
+			if id := s.taken[u]; id != 0 && !given[id] {
+				return fmt.Errorf("statetest: %s %v belongs to node %d", u.what, u.v, id)
 			}
 		}
 	}
+	for id := range given {
+		if old := s.c.nodes[id]; old != nil {
+			for _, u := range uniques(old) {
+				delete(s.taken, u)
+			}
+		}
+	}
+	s.noteLocked(ch.PutNodes)
 	return nil
+}
+
+// noteLocked enters the values of nodes; s.mu must be held.
+func (s *Store) noteLocked(nodes []*tailnet.Node) {
+	for _, n := range nodes {
+		for _, u := range uniques(n) {
+			s.taken[u] = n.ID
+		}
+	}
 }
 
 // SavePresence implements state.Store.
