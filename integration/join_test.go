@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func TestPendingLoginSurvivesRestart(t *testing.T) {
 // A deleted node disappears for the others at once, and its own client says that it needs a login.
 func TestDeletedNode(t *testing.T) {
 	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
-	mac, nas := n.join(n.Mac), n.join(n.NAS)
+	mac, nas, vm := n.join(n.Mac), n.join(n.NAS), n.join(n.Cloud)
 	mac.WaitPeer(soon, "homeDS", nil)
 	ip := nas.IP4()
 	mac.Ping(soon, ip)
@@ -68,10 +69,20 @@ func TestDeletedNode(t *testing.T) {
 	if _, err := n.Mac.Ping(never, ip); err == nil {
 		t.Error("the deleted node still answers")
 	}
+	// So does one that was away when it was deleted, and finds a server that was started since.
+	n.Cloud.CutCable()
+	n.srv.Skein("nodes", "delete", "-i", n.id(t, "VM-0-2-centos"), "--yes")
+	n.srv.Kill()
+	n.srv.StartAgain()
+	n.Cloud.PlugCable()
+	begin = time.Now()
+	vm.WaitState(patient, "NeedsLogin")
+	n.measured("deletion seen by a node that was away, after its return", time.Since(begin))
+
 	// The machine may come back as a new node, with a number that was never used.
 	nas.Up(n.srv.URL, "--auth-key="+n.srv.Key("junyao"), "--force-reauth")
-	if id := n.id(t, "homeDS"); id != "3" {
-		t.Errorf("the new node has the number %s, want 3", id)
+	if id := n.id(t, "homeDS"); id != "4" {
+		t.Errorf("the new node has the number %s, want 4", id)
 	}
 	mac.WaitPeer(soon, "homeDS", nil)
 	mac.Ping(soon, nas.IP4())
@@ -98,33 +109,131 @@ func TestLogout(t *testing.T) {
 	mac.Ping(soon, nas.IP4())
 }
 
-// An expired node needs a login, is marked in the list and unreachable, and comes back as itself.
+// An expired node needs a login, is marked in the list and unreachable, and comes back as itself,
+// whether a person lets it in again or it brings a key.
 func TestExpiry(t *testing.T) {
 	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
 	mac, nas := n.join(n.Mac), n.join(n.NAS)
 	mac.WaitPeer(soon, "homeDS", nil)
 	ip := nas.IP4()
 	mac.Ping(soon, ip)
-	before := n.srv.Node("homeDS")
-
-	n.srv.Skein("nodes", "expire", "-i", before["ID"])
-	nas.WaitState(soon, "NeedsLogin")
-	n.srv.WaitNode(soon, "homeDS", "expired", func(r lab.Row) bool { return r != nil && r["Expired"] == "yes" })
-	mac.WaitFor(soon, "homeDS expired or gone", func(st *ipnstate.Status) bool {
-		p := lab.Peer(st, "homeDS")
-		return p == nil || p.Expired
-	})
-	if _, err := n.Mac.Ping(never, ip); err == nil {
-		t.Error("the expired node still answers")
+	for way, login := range []func(){
+		func() { approve(t, n, nas.Login(n.srv.URL)) },
+		func() { nas.Up(n.srv.URL, "--auth-key="+n.srv.Key("junyao")) },
+	} {
+		before := n.srv.Node("homeDS")
+		begin := time.Now()
+		n.srv.Skein("nodes", "expire", "-i", before["ID"])
+		nas.WaitState(soon, "NeedsLogin")
+		n.measured("the client wants a login after nodes expire", time.Since(begin))
+		n.srv.WaitNode(soon, "homeDS", "expired", func(r lab.Row) bool { return r != nil && r["Expired"] == "yes" })
+		mac.WaitFor(soon, "homeDS expired or gone", func(st *ipnstate.Status) bool {
+			p := lab.Peer(st, "homeDS")
+			return p == nil || p.Expired
+		})
+		if _, err := n.Mac.Ping(never, ip); err == nil {
+			t.Error("the expired node still answers")
+		}
+		login()
+		after := n.srv.Node("homeDS")
+		sameNode(t, before, after)
+		if before["NodeKey"] == after["NodeKey"] {
+			t.Errorf("login %d: the node has kept its expired key", way)
+		}
+		mac.WaitPeer(soon, "homeDS", func(p *ipnstate.PeerStatus) bool { return p.Online && !p.Expired })
+		mac.Ping(soon, ip)
 	}
-	nas.Up(n.srv.URL, "--auth-key="+n.srv.Key("junyao"), "--force-reauth")
+}
+
+// A client that runs and logs in again gets a new key and keeps its number, name, addresses and
+// routes; until a person has approved it, it goes on with the old key. Approved for another
+// namespace it is another node.
+func TestForceReauth(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	mac, nas := n.join(n.Mac, "--accept-routes"), n.join(n.NAS, "--advertise-routes="+homeLAN)
+	n.enable(t, "homeDS", homeLAN)
+	mac.WaitPeer(soon, "homeDS", carries(homeLAN))
+	direct(mac, nas)
+	again := []string{"--force-reauth", "--advertise-routes=" + homeLAN}
+
+	before := n.srv.Node("homeDS")
+	lg := nas.Login(n.srv.URL, again...)
+	if _, err := n.Mac.Ping(soon, n.Router.Addr()); err != nil {
+		t.Errorf("while the login waits for approval: %v", err)
+	}
+	beat := n.Mac.Beat(n.Router.Addr())
+	approve(t, n, lg)
+	mac.Ping(patient, n.Router.Addr())
+	_, _, gap := beat.Stop()
+	n.measured("traffic through the node stopped when its key changed for", gap)
 	after := n.srv.Node("homeDS")
 	sameNode(t, before, after)
 	if before["NodeKey"] == after["NodeKey"] {
-		t.Error("the node has kept its expired key")
+		t.Error("the node has kept its key")
 	}
-	mac.WaitPeer(soon, "homeDS", func(p *ipnstate.PeerStatus) bool { return p.Online && !p.Expired })
-	mac.Ping(soon, nas.IP4())
+	nas.Up(n.srv.URL, append(again, "--auth-key="+n.srv.Key("junyao"))...)
+	sameNode(t, before, n.srv.Node("homeDS"))
+	mac.Ping(patient, n.Router.Addr())
+
+	nas.Kill()
+	nas.StartAgain()
+	nas.WaitRunning(patient)
+	sameNode(t, before, n.srv.Node("homeDS"))
+	mac.Ping(patient, n.Router.Addr())
+
+	n.srv.Skein("namespaces", "create", "guest")
+	lg = nas.Login(n.srv.URL, again...)
+	n.srv.Skein("nodes", "register", "--namespace", "guest", "--key", lg.Key)
+	lg.Wait(patient)
+	n.srv.WaitNode(soon, "homeDS", "the node of before is offline", func(r lab.Row) bool {
+		return r["ID"] == before["ID"] && r["Online"] == "offline"
+	})
+	_, rows := n.srv.Table("nodes", "list")
+	if len(rows) != 3 || rows[2]["Name"] != "homeds-1" || rows[2]["Namespace"] != "guest" {
+		t.Errorf("want a third node homeds-1 of guest:\n%v", rows)
+	}
+}
+
+// Two profiles on one machine are two nodes, and switching between them takes one offline and the
+// other online.
+func TestTwoProfiles(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	n.srv.Skein("namespaces", "create", "guest")
+	mac, nas := n.join(n.Mac), n.join(n.NAS)
+	first := mac.IP4()
+	mac.MustCLI("login", "--login-server="+n.srv.URL, "--auth-key="+n.srv.Key("guest"))
+	mac.WaitRunning(soon)
+	second := mac.IP4()
+	if first == second {
+		t.Fatalf("both profiles have the address %v", first)
+	}
+	nas.Ping(soon, second)
+	online := func(name, want string) {
+		t.Helper()
+		n.Wait(soon, name+" is "+want, func() (bool, string) {
+			_, rows := n.srv.Table("nodes", "list")
+			for _, r := range rows {
+				if r["Name"] == name {
+					return r["Online"] == want, r["Online"]
+				}
+			}
+			return false, "not listed"
+		})
+	}
+	online("junyao", "offline")
+	online("junyao-1", "online")
+	for _, account := range []string{"junyao", "guest"} {
+		mac.MustCLI("switch", account)
+		mac.WaitRunning(soon)
+		want := map[string]netip.Addr{"junyao": first, "guest": second}[account]
+		n.Wait(soon, "the profile of "+account+" is in use", func() (bool, string) {
+			got := mac.IP4()
+			return got == want, got.String()
+		})
+		nas.Ping(soon, want)
+	}
+	online("junyao", "offline")
+	online("junyao-1", "online")
 }
 
 func sameNode(t *testing.T, before, after lab.Row) {

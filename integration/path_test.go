@@ -1,6 +1,9 @@
 package integration
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -91,4 +94,57 @@ func TestDirectToRelayAndBack(t *testing.T) {
 	n.measured("ping goes on over the relay", time.Since(begin))
 	n.NAS.Unblock()
 	mac.WaitDirect(patient, nas.IP4())
+}
+
+// Relays that are described in a file: here the server has none of its own, and the one of another
+// server serves its clients, pinned certificate included. What is changed in the file reaches the
+// clients without a restart; a file with a fault changes nothing.
+func TestRelayElsewhere(t *testing.T) {
+	t.Parallel()
+	s := lab.NewSeed(t, lab.EasyNAT)
+	other := s.Lab.Cloud("relay").StartServer(lab.ServerOptions{Env: []string{
+		"SKEIN_DERP_SERVER_VERIFY_CLIENTS=false", "SKEIN_DERP_SERVER_REGION_ID=901", "SKEIN_DERP_SERVER_REGION_CODE=far",
+	}})
+	described := other.Skein("derp", "map", "-o", "json")
+	file := filepath.Join(s.ServerHost.Dir(), "derp.json")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(described)
+	n := &net{Seed: s, srv: s.ServerHost.StartServer(lab.ServerOptions{
+		Env: []string{"SKEIN_DERP_SERVER_ENABLED=false", "SKEIN_DERP_PATHS=" + file},
+	})}
+	n.srv.Skein("namespaces", "create", "junyao")
+	n.Mac.Block(lab.UDP)
+	mac, nas := n.join(n.Mac), n.join(n.NAS)
+	mac.WaitPeer(soon, "homeDS", nil)
+	mac.Ping(soon, nas.IP4())
+	vias, r := mac.Vias(soon, "-c=2", "--until-direct=false", nas.IP4().String())
+	if allRelayed(t, vias, r); vias[0] != "DERP(far)" {
+		t.Errorf("the answers came via %q, want DERP(far)", vias)
+	}
+
+	knows := func(code string) {
+		t.Helper()
+		n.Wait(soon, "the laptop knows the relay "+code, func() (bool, string) {
+			m := mac.MustCLI("debug", "derp-map")
+			return strings.Contains(m, `"`+code+`"`), m
+		})
+	}
+	write(strings.ReplaceAll(described, `"far"`, `"near"`))
+	begin := time.Now()
+	n.srv.Hangup()
+	knows("near")
+	n.measured("changed relay file has reached the laptop after SIGHUP", time.Since(begin))
+	write(strings.ReplaceAll(described, `"far"`, `"broken`))
+	n.srv.Hangup()
+	n.Wait(soon, "the fault is told", func() (bool, string) {
+		log := n.srv.Log()
+		return strings.Contains(log, file+":"), n.srv.Tail(5)
+	})
+	knows("near")
+	mac.Ping(soon, nas.IP4())
 }

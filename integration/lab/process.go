@@ -157,6 +157,15 @@ func (p *Process) Kill() { p.signal(syscall.SIGKILL, 10*time.Second) }
 // the program ended by itself.
 func (p *Process) Stop(timeout time.Duration) bool { return p.signal(syscall.SIGTERM, timeout) }
 
+// Hangup sends SIGHUP, on which a server reads its configuration again.
+func (p *Process) Hangup() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		_ = p.cmd.Process.Signal(syscall.SIGHUP) // it may have ended just now, which the test will notice
+	}
+}
+
 func (p *Process) signal(sig syscall.Signal, timeout time.Duration) bool {
 	p.mu.Lock()
 	cmd, done := p.cmd, p.done
