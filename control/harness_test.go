@@ -65,11 +65,17 @@ type testServer struct {
 
 // logWatch is a slog.Handler that fails the test on an error or a panic that the test did not announce.
 type logWatch struct {
-	t  testing.TB
-	mu sync.Mutex
-	// allow is a part of the error lines that may come; guarded by mu.
-	allow []string
-	lines []string // guarded by mu: everything from Info on
+	mu    sync.Mutex
+	t     testing.TB // guarded by mu
+	allow []string   // guarded by mu: parts of the error lines that may come
+	lines []string   // guarded by mu: everything from Info on, the newest thousands
+}
+
+// watch makes t the test that fails from now on.
+func (l *logWatch) watch(t testing.TB) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.t = t
 }
 
 func (l *logWatch) Enabled(context.Context, slog.Level) bool { return true }
@@ -83,6 +89,9 @@ func (l *logWatch) Handle(_ context.Context, r slog.Record) error {
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.lines) > 20_000 {
+		l.lines = append(l.lines[:0], l.lines[10_000:]...)
+	}
 	if r.Level >= slog.LevelInfo {
 		l.lines = append(l.lines, line)
 	}
@@ -115,9 +124,10 @@ func (l *logWatch) contains(s string) bool {
 func newServer(t testing.TB, tune func(*Options)) *testServer {
 	t.Helper()
 	current := goleak.IgnoreCurrent()
+	_, fuzzing := t.(*testing.F) // which has goroutines of its own
 	t.Cleanup(func() {
 		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-		if !t.Failed() {
+		if !t.Failed() && !fuzzing {
 			goleak.VerifyNone(t, current)
 		}
 	})
