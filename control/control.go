@@ -22,7 +22,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	stdlog "log"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -31,6 +30,7 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
+	"golang.org/x/net/http2"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 
@@ -80,7 +80,8 @@ type Server struct {
 	wg   sync.WaitGroup // connections, timers and the prober
 
 	handler http.Handler // inside Noise connections
-	httpLog *stdlog.Logger
+	h2      *http2.Server
+	h2base  *http.Server
 	limits  *limiter
 	pings   *pings
 
@@ -110,7 +111,12 @@ func New(o Options) *Server {
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.handler = s.inner()
-	s.httpLog = slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)
+	// A stream's own deadline cannot end it while the connection takes no byte: its reset waits behind the blocked write.
+	s.h2 = &http2.Server{
+		MaxConcurrentStreams: maxStreams, IdleTimeout: idleConnection, WriteByteTimeout: o.WriteTimeout,
+		ReadIdleTimeout: o.SilentAfter / 4 * 3, PingTimeout: o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
+	}
+	s.h2base = &http.Server{ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)}
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()

@@ -3,9 +3,11 @@ package control
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"golang.org/x/net/http2"
+	"tailscale.com/control/controlbase"
 	"tailscale.com/control/controlhttp/controlhttpserver"
 	"tailscale.com/tailcfg"
 )
@@ -17,6 +19,9 @@ const (
 )
 
 // serveNoise upgrades the connection to Noise and serves HTTP/2 inside it until it ends.
+//
+// After an upgrade the handler returns and the connection goes on by itself, because the goroutine of an HTTP/1 request
+// holds some 20 KB of buffers that nobody needs any more. A WebSocket connection ends with its handler, so that one stays.
 func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 	remote := remoteAddr(r, s.o.Proxies)
 	if !s.limits.connect(remote) {
@@ -24,51 +29,49 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too many connections from this address", http.StatusTooManyRequests)
 		return
 	}
-	defer s.limits.disconnect(remote)
 	if !s.begin() {
+		s.limits.disconnect(remote)
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "the server is shutting down", http.StatusServiceUnavailable)
 		return
 	}
-	defer s.wg.Done()
-
 	// A WebSocket connection lives by the context it was accepted with, so that only a late handshake ends it early.
 	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
 	late := time.AfterFunc(handshakeTimeout, cancel)
 	conn, err := controlhttpserver.AcceptHTTP(ctx, w, r, s.o.NoiseKey, nil)
 	late.Stop()
-	if err != nil {
-		s.log.Debug("a Noise handshake failed", "remote", remote, "err", err)
-		return
+	serve := func() {
+		defer s.wg.Done()
+		defer s.limits.disconnect(remote)
+		defer cancel()
+		if err == nil {
+			s.serveConn(conn, remote)
+		}
 	}
-	defer conn.Close()
+	switch {
+	case err != nil:
+		s.log.Debug("a Noise handshake failed", "remote", remote, "err", err)
+		serve()
+	case r.Method == http.MethodGet:
+		serve()
+	default:
+		go serve() // s.wg waits for it
+	}
+}
 
+// closeAfter is how long streams have to end in order when the server shuts down, before their connection is closed.
+const closeAfter = 200 * time.Millisecond
+
+// serveConn serves HTTP/2 inside one Noise connection until that ends.
+func (s *Server) serveConn(conn *controlbase.Conn, remote netip.Addr) {
+	defer conn.Close()
+	unhook := context.AfterFunc(s.ctx, func() { time.AfterFunc(closeAfter, func() { conn.Close() }) })
+	defer unhook()
 	// The base context ends with the server; each request's own context ends with its stream.
-	ctx = context.WithValue(s.ctx, peerKey{}, peer{
+	ctx := context.WithValue(s.ctx, peerKey{}, peer{
 		machine: conn.Peer(), capver: tailcfg.CapabilityVersion(conn.ProtocolVersion()), remote: remote,
 	})
-	done := make(chan struct{})
-	defer close(done)
-	s.wg.Add(1)
-	go func() { // ends the connection when the server shuts down, after its streams had a moment to end
-		defer s.wg.Done()
-		select {
-		case <-done:
-		case <-s.ctx.Done():
-			select {
-			case <-done:
-			case <-time.After(200 * time.Millisecond):
-				conn.Close()
-			}
-		}
-	}()
-	// A stream's own deadline cannot end it while the connection takes no byte: its reset waits behind the blocked write.
-	h2 := &http2.Server{
-		MaxConcurrentStreams: maxStreams, IdleTimeout: idleConnection, WriteByteTimeout: s.o.WriteTimeout,
-		ReadIdleTimeout: s.o.SilentAfter / 4 * 3, PingTimeout: s.o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
-	}
-	h2.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: s.handler, BaseConfig: &http.Server{ErrorLog: s.httpLog}})
+	s.h2.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: s.handler, BaseConfig: s.h2base})
 }
 
 // begin counts one more connection, unless the server is shutting down; the caller must call wg.Done.
