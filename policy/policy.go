@@ -1,63 +1,30 @@
-// Package policy decides who reaches what. It is pure: values in, values out.
+// Package policy decides who reaches what. It is pure: values in, values out, no clock, no I/O.
 //
-// A Compiled policy puts every node into a Class; nodes of one class are matched by the same sides of the same rules. Who
-// sees whom is then a fact between classes, which are few, and not between nodes, which are many. Filters are made per
-// node, because they name only destinations that the node can be.
+// # From text to answers
 //
-// The policy language is not here yet: AllowAll is the one policy there is, and it is what an installation without a
-// policy file has. Everybody else asks a Compiled and does not know which one it is.
+//	text ──Parse──▶ Policy ──Compile(users, nodes)──▶ Compiled ──With(old, new)──▶ Compiled ──▶ …
+//	                                                     │
+//	     FilterFor, Filters   what a node lets in        │   SSHFor          who may open a session, and as whom
+//	     Sees, Routes         whom and what it is shown  │   AttrsFor        node attributes, address pools
+//	     Explain, Diff, Test  for people                 │   ApprovesRoute…  approvals, MayTag
+//
+// Parse understands the whole language of the hosted service (docs/policy.md has the table) and reports all faults with
+// line and column. Compile resolves the rules; it fails only for domains that are not the tailnet's.
+//
+// # How it stays fast
+//
+// A set is one src or dst list; rules with the same list share it. For each node a row of bits says which sets hold it:
+// by its tags or its user (looked up), its addresses and approved routes (compared). Nodes with the same row are one
+// Class. Whether two nodes see each other is then a fact between classes, an AND of two rows of bits; and the addresses of a
+// set are those of the classes in it. A node that joins or changes touches its class and the lists of its sets, nothing
+// else: With copies a few slices and shares the rest. autogroup:self is no class of its own for each user but a relation
+// between the nodes of one user, looked up by user.
+//
+// # Meaning of the parts of a rule
+//
+// A rule only ever allows. A node is a source with its addresses, and with its approved subnet routes where they meet the addresses
+// in the rule; "*" is the tailnet's addresses and all approved subnet routes. It is a destination with its own addresses where the
+// rule names it (tag, user, group, address), with its approved subnet routes where they meet the rule's addresses, and as an
+// exit node for autogroup:internet. Routes that are advertised and not approved never count. Both ends of an allowed
+// pair see each other. See docs/policy.md for the traps.
 package policy
-
-import (
-	"net/netip"
-
-	"tailscale.com/tailcfg"
-
-	"github.com/skein-vpn/skein/tailnet"
-)
-
-// Class is a set of nodes that a compiled policy does not tell apart. Classes of two different Compiled values have
-// nothing to do with each other.
-type Class int32
-
-// Compiled is a policy ready for use. It is immutable; the zero value is not valid, use AllowAll.
-type Compiled struct {
-	classes int // how many there are
-}
-
-// AllowAll is the policy of a tailnet that has none: everybody reaches everybody, and every approved route.
-func AllowAll() *Compiled { return &Compiled{classes: 1} }
-
-// ClassOf is the class of n, which follows from its user, tags, addresses and approved routes alone.
-func (c *Compiled) ClassOf(n *tailnet.Node) Class { return 0 }
-
-// Sees reports whether nodes of class viewer are told about nodes of class peer.
-func (c *Compiled) Sees(viewer, peer Class) bool { return true }
-
-// FilterFor is the packet filter of n: what it lets in. It is never nil: an empty filter lets nothing in
-// (tailcfg.MapResponse.PacketFilter).
-//
-// A node that advertises routes is given only those that are approved, since a peer could send packets for the others
-// into its tunnel whatever we tell that peer.
-func (c *Compiled) FilterFor(n *tailnet.Node) []tailcfg.FilterRule {
-	rule := tailcfg.FilterRule{SrcIPs: []string{"*"}}
-	for _, dst := range destinations(n) {
-		rule.DstPorts = append(rule.DstPorts, tailcfg.NetPortRange{IP: dst, Ports: tailcfg.PortRangeAny})
-	}
-	return []tailcfg.FilterRule{rule}
-}
-
-// destinations is all that n may receive packets for, in the notation of tailcfg.NetPortRange.IP.
-func destinations(n *tailnet.Node) []string {
-	if len(n.AdvertisedRoutes()) == 0 {
-		return []string{"*"}
-	}
-	var out []string
-	for _, a := range n.Addrs() {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
-	}
-	for _, p := range n.ActiveRoutes() {
-		out = append(out, p.String())
-	}
-	return out
-}
