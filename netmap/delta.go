@@ -11,24 +11,51 @@ import (
 )
 
 // maxSteps is how many steps between snapshots are remembered. Sessions that are further apart make theirs anew.
-const maxSteps = 64
+const maxSteps = 32
 
 // step is the way from one snapshot to another.
 type step struct {
 	from, to *state.Snapshot
 
 	once    sync.Once
-	changed []change // sorted by id
-	all     bool     // who sees whom may have changed for nodes that did not
+	changed []*change // sorted by id; with all, every node of both
+	all     bool      // nodes may look different, themselves included, though their entries are the same
 
 	mu     sync.Mutex
 	frames map[frameKey]*shared // guarded by mu
 }
 
-// change is one node before and after; nil where it is not there.
-type change struct{ old, new *state.Node }
+// change is one node before and after; nil where it is not there. What viewers are told of it is encoded once.
+type change struct {
+	old, new *state.Node
 
-func (c change) id() tailnet.NodeID {
+	wholeOnce, newsOnce sync.Once
+	whole               []byte   // new, for those who did not see it before
+	patches             [][]byte // for those who did: nothing if they see no difference,
+	replace             bool     // or else the whole peer
+}
+
+// wholeIn is the whole peer as the snapshot to shows it.
+func (c *change) wholeIn(to *state.Snapshot) []byte {
+	c.wholeOnce.Do(func() { c.whole = marshal(peerNode(to, c.new)) })
+	return c.whole
+}
+
+// news is what those are told who saw the peer in from and see it in to.
+func (c *change) news(from, to *state.Snapshot) (patches [][]byte, replace bool) {
+	c.newsOnce.Do(func() {
+		ps, ok := patch(peerNode(from, c.old), peerNode(to, c.new))
+		if c.replace = !ok; c.replace {
+			return
+		}
+		for _, p := range ps {
+			c.patches = append(c.patches, marshal(p))
+		}
+	})
+	return c.patches, c.replace
+}
+
+func (c *change) id() tailnet.NodeID {
 	if c.new != nil {
 		return c.new.ID
 	}
@@ -39,7 +66,7 @@ func (c change) id() tailnet.NodeID {
 type frameKey struct {
 	before, after audience
 	compress      bool
-	derp          *tailcfg.DERPMap // the variant of the relay map that they get
+	had, gets     *tailcfg.DERPMap // their variants of the relay map
 }
 
 type shared struct {
@@ -53,14 +80,14 @@ type shared struct {
 func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	st := e.step(from, to)
 	before, after := from.Node(v.Node), to.Node(v.Node)
-	if before != after || from.Policy != to.Policy {
+	if before != after || st.all {
 		o := e.own(st, v, before, after)
 		if o.empty() {
 			return Frame{}, false
 		}
 		return newFrame(seal(v.Compress, o.close())), true
 	}
-	k := frameKey{audienceOf(before), audienceOf(after), v.Compress, to.DERP.For(v.Capver)}
+	k := frameKey{audienceOf(before), audienceOf(after), v.Compress, from.DERP.For(v.Capver), to.DERP.For(v.Capver)}
 	st.mu.Lock()
 	s := st.frames[k]
 	if s == nil {
@@ -78,7 +105,7 @@ func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	return s.frame, s.any
 }
 
-// own is the delta for a viewer that changed itself.
+// own is the delta for a viewer that changed itself, or that looks different.
 func (e *Encoder) own(st *step, v Viewer, before, after *state.Node) *object {
 	o := &object{}
 	if self := marshal(e.selfNode(st.to, after)); !slices.Equal(self, marshal(e.selfNode(st.from, before))) {
@@ -97,8 +124,8 @@ func (e *Encoder) own(st *step, v Viewer, before, after *state.Node) *object {
 // common adds what all viewers of an audience are told, except about the node self (0: nobody).
 func (st *step) common(o *object, v Viewer, before, after audience, self tailnet.NodeID) {
 	changed := st.changed
-	if st.all || before != after {
-		changed = st.everything()
+	if before != after && !st.all {
+		changed = pairs(st.from.Nodes(), st.to.Nodes(), false)
 	}
 	var peers, patches [][]byte
 	var removed []tailcfg.NodeID
@@ -115,21 +142,19 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 		case did && !does:
 			removed = append(removed, c.id().Tailcfg())
 		case !did && does:
-			peers = append(peers, marshal(peerNode(st.to, c.new)))
+			peers = append(peers, c.wholeIn(st.to))
 			owners[c.new.Owner()] = true
 		case did && does:
-			is := peerNode(st.to, c.new)
-			p, ok := patch(peerNode(st.from, c.old), is)
-			if !ok {
-				peers = append(peers, marshal(is))
+			ps, replace := c.news(st.from, st.to)
+			patches = append(patches, ps...)
+			if replace {
+				peers = append(peers, c.wholeIn(st.to))
 				owners[c.new.Owner()] = true
-			} else if p != nil {
-				patches = append(patches, marshal(p))
 			}
 		}
 	}
-	if st.from.DERP.For(v.Capver) != st.to.DERP.For(v.Capver) {
-		o.set("DERPMap", st.to.DERP.For(v.Capver))
+	if had, gets := st.from.DERP.For(v.Capver), st.to.DERP.For(v.Capver); had != gets {
+		o.set("DERPMap", derpMapAfter(had, gets))
 	}
 	if st.from.DNS != st.to.DNS {
 		o.set("DNSConfig", st.to.DNS.Config())
@@ -150,13 +175,14 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	o.list("UserProfiles", profilesOf(st.to, owners))
 }
 
-// everything pairs all nodes of both snapshots, changed or not.
-func (st *step) everything() []change { return pairs(st.from.Nodes(), st.to.Nodes(), false) }
-
 // pairs walks two lists sorted by id; with onlyChanged it leaves out nodes that are the same value in both.
-func pairs(from, to []*state.Node, onlyChanged bool) (out []change) {
+func pairs(from, to []*state.Node, onlyChanged bool) (out []*change) {
 	for len(from) > 0 || len(to) > 0 {
-		var c change
+		if onlyChanged && len(from) > 0 && len(to) > 0 && from[0] == to[0] {
+			from, to = from[1:], to[1:]
+			continue
+		}
+		c := &change{}
 		switch {
 		case len(to) == 0 || len(from) > 0 && from[0].ID < to[0].ID:
 			c.old, from = from[0], from[1:]
@@ -165,9 +191,7 @@ func pairs(from, to []*state.Node, onlyChanged bool) (out []change) {
 		default:
 			c.old, c.new, from, to = from[0], to[0], from[1:], to[1:]
 		}
-		if !onlyChanged || c.old != c.new {
-			out = append(out, c)
-		}
+		out = append(out, c)
 	}
 	return out
 }
@@ -188,8 +212,29 @@ func (e *Encoder) step(from, to *state.Snapshot) *step {
 	}
 	e.mu.Unlock()
 	st.once.Do(func() {
-		st.all = from.Policy != to.Policy || from.DNS != to.DNS || from.DERP.Home != to.DERP.Home
-		st.changed = pairs(from.Nodes(), to.Nodes(), true)
+		st.all = from.Policy != to.Policy || from.DNS.Base != to.DNS.Base || from.DERP.Home != to.DERP.Home
+		st.changed = pairs(from.Nodes(), to.Nodes(), !st.all)
 	})
 	return st
+}
+
+// derpMapAfter is m for a client that was sent had before: parts that are left out keep what they were, so those that are
+// gone are said to be empty (tailcfg.DERPMap, tailcfg.DERPHomeParams).
+func derpMapAfter(had, m *tailcfg.DERPMap) any {
+	type homeParams struct{ RegionScore map[int]float64 }
+	out := struct {
+		HomeParams         *homeParams `json:",omitempty"`
+		Regions            map[int]*tailcfg.DERPRegion
+		OmitDefaultRegions bool `json:"omitDefaultRegions,omitempty"`
+	}{nil, m.Regions, m.OmitDefaultRegions}
+	if m.HomeParams != nil || had.HomeParams != nil {
+		out.HomeParams = &homeParams{map[int]float64{}}
+		if m.HomeParams != nil && m.HomeParams.RegionScore != nil {
+			out.HomeParams.RegionScore = m.HomeParams.RegionScore
+		}
+	}
+	if out.Regions == nil {
+		out.Regions = map[int]*tailcfg.DERPRegion{}
+	}
+	return out
 }

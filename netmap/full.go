@@ -7,7 +7,6 @@ import (
 
 	"tailscale.com/tailcfg"
 
-	"github.com/skein-vpn/skein/dns"
 	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
@@ -60,10 +59,10 @@ type blockKey struct {
 type block struct {
 	once   sync.Once
 	nodes  []*state.Node
-	derp   int           // home region that was assumed
-	dns    *dns.Settings // names are made with it
-	json   [][]byte      // one per node
-	sealed []byte        // all of them
+	derp   int      // home region that was assumed
+	base   string   // domain that names were made with
+	json   [][]byte // one per node
+	sealed []byte   // all of them
 }
 
 var comma = map[bool][]byte{false: []byte(","), true: seal(true, []byte(","))}
@@ -86,7 +85,7 @@ type viewKey struct {
 }
 
 // maxViews is how many views are kept: those of the newest snapshots, for a fleet that connects at once.
-const maxViews = 64
+const maxViews = 16
 
 // Full is the complete map for v, with which every stream begins. ok is false if the snapshot does not hold v's node.
 func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
@@ -202,11 +201,11 @@ func (e *Encoder) block(sn *state.Snapshot, a audience, compress bool, run []*st
 	k := blockKey{a, blockIndex(run[0]), compress}
 	e.mu.Lock()
 	b := e.blocks[k]
-	if b == nil || b.derp != sn.DERP.Home || b.dns != sn.DNS || !slices.Equal(b.nodes, run) {
+	if b == nil || b.derp != sn.DERP.Home || b.base != sn.DNS.Base || !slices.Equal(b.nodes, run) {
 		if len(e.blocks) >= maxBlocks {
 			clear(e.blocks)
 		}
-		b = &block{nodes: run, derp: sn.DERP.Home, dns: sn.DNS}
+		b = &block{nodes: run, derp: sn.DERP.Home, base: sn.DNS.Base}
 		e.blocks[k] = b
 	}
 	e.mu.Unlock()

@@ -137,27 +137,26 @@ func profile(u *tailnet.User) tailcfg.UserProfile {
 }
 
 // peerPatch is tailcfg.PeerChange with pointers where its omitempty would lose a value that says something: an empty list
-// of endpoints clears them.
+// of endpoints clears them, an empty signature takes it away.
 type peerPatch struct {
 	NodeID       tailcfg.NodeID
 	DERPRegion   int                       `json:",omitzero"`
 	Cap          tailcfg.CapabilityVersion `json:",omitzero"`
 	Endpoints    *[]netip.AddrPort         `json:",omitempty"`
 	Key          json.RawMessage           `json:",omitempty"`
-	KeySignature []byte                    `json:",omitempty"`
+	KeySignature *[]byte                   `json:",omitempty"`
 	DiscoKey     json.RawMessage           `json:",omitempty"`
 	Online       *bool                     `json:",omitempty"`
 	LastSeen     *time.Time                `json:",omitempty"`
 	KeyExpiry    *time.Time                `json:",omitempty"`
 }
 
-// patch is the step from a to b as a patch. ok is false if a patch cannot say it and the whole peer must be sent; a nil
-// patch with ok says that peers see no difference.
-func patch(a, b *tailcfg.Node) (p *peerPatch, ok bool) {
-	// A patch cannot take away a home relay or a signature (empty values are no statement).
-	if a.HomeDERP != 0 && b.HomeDERP == 0 || len(a.KeySignature) > 0 && len(b.KeySignature) == 0 {
-		return nil, false
-	}
+// patch is the step from a to b as patches to be applied in order, none if peers see no difference. ok is false if patches
+// cannot say it and the whole peer must be sent.
+//
+// Not said is what a client cannot be told within a stream, patched or whole, since it takes the whole peer for a patch
+// where it can (controlclient.peerChangeDiff): that a home relay or a version is not known any more.
+func patch(a, b *tailcfg.Node) (ps []*peerPatch, ok bool) {
 	ra, rb := *a, *b
 	for _, r := range []*tailcfg.Node{&ra, &rb} { // what remains when all that a patch can say is taken out
 		r.HomeDERP, r.LegacyDERPString, r.Cap, r.Endpoints, r.KeySignature = 0, "", 0, nil, nil
@@ -166,12 +165,11 @@ func patch(a, b *tailcfg.Node) (p *peerPatch, ok bool) {
 	if !slices.Equal(marshal(&ra), marshal(&rb)) {
 		return nil, false
 	}
-	p = &peerPatch{NodeID: b.ID}
-	said := false
-	if a.HomeDERP != b.HomeDERP {
+	p, said := &peerPatch{NodeID: b.ID}, false
+	if a.HomeDERP != b.HomeDERP && b.HomeDERP != 0 {
 		p.DERPRegion, said = b.HomeDERP, true
 	}
-	if a.Cap != b.Cap {
+	if a.Cap != b.Cap && b.Cap != 0 {
 		p.Cap, said = b.Cap, true
 	}
 	if !slices.Equal(a.Endpoints, b.Endpoints) {
@@ -185,11 +183,11 @@ func patch(a, b *tailcfg.Node) (p *peerPatch, ok bool) {
 		p.Key, said = marshal(b.Key), true
 	}
 	if !slices.Equal(a.KeySignature, b.KeySignature) {
-		p.KeySignature, said = b.KeySignature, true
-	}
-	if a.DiscoKey != b.DiscoKey {
-		p.DiscoKey, said = marshal(b.DiscoKey), true
-		p.Online = b.Online // a new disco key of an offline peer is believed only with a newer LastSeen
+		sig := []byte(b.KeySignature)
+		if sig == nil {
+			sig = []byte{}
+		}
+		p.KeySignature, said = &sig, true
 	}
 	if *a.Online != *b.Online {
 		p.Online, said = b.Online, true
@@ -200,8 +198,13 @@ func patch(a, b *tailcfg.Node) (p *peerPatch, ok bool) {
 	if !a.KeyExpiry.Equal(b.KeyExpiry) {
 		p.KeyExpiry, said = &b.KeyExpiry, true
 	}
-	if !said {
-		return nil, true
+	if a.DiscoKey != b.DiscoKey {
+		// In a patch of its own: one that says "offline" and when the peer was last seen is dropped whole, unless that is
+		// later, in seconds, than the client knew (controlclient.mapSession.removeUnwantedDiscoUpdates).
+		ps = append(ps, &peerPatch{NodeID: b.ID, DiscoKey: marshal(b.DiscoKey)})
 	}
-	return p, true
+	if said {
+		ps = append(ps, p)
+	}
+	return ps, true
 }
