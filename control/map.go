@@ -108,14 +108,22 @@ type mapSession struct {
 	key      key.NodePublic
 	replaced chan struct{}             // closed when a newer stream of the node begins
 	pings    chan *tailcfg.PingRequest // one slot; what does not fit is dropped
+	stalled  *time.Timer               // runs during a write; ends the stream when it fires
+}
+
+func newMapSession(s *Server, w http.ResponseWriter, v netmap.Viewer, k key.NodePublic) *mapSession {
+	ms := &mapSession{
+		s: s, w: w, rc: http.NewResponseController(w), viewer: v, key: k,
+		replaced: make(chan struct{}), pings: make(chan *tailcfg.PingRequest, 1),
+	}
+	ms.stalled = time.AfterFunc(time.Hour, func() { _ = ms.rc.SetWriteDeadline(time.Now()) })
+	ms.stalled.Stop()
+	return ms
 }
 
 // serveStream runs a map session until the client, the server or the node goes.
 func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, n *state.Node, v netmap.Viewer) {
-	ms := &mapSession{
-		s: s, w: w, rc: http.NewResponseController(w), viewer: v, key: n.NodeKey,
-		replaced: make(chan struct{}), pings: make(chan *tailcfg.PingRequest, 1),
-	}
+	ms := newMapSession(s, w, v, n.NodeKey)
 	s.addSession(ms)
 	defer s.removeSession(ms)
 	log := s.log.With("node", n.ID, "remote", peerOf(r).remote)
@@ -178,17 +186,15 @@ func (ms *mapSession) run(ctx context.Context) error {
 // keepAliveIn is when an idle stream says something: jitter keeps clients out of step.
 func (s *Server) keepAliveIn() time.Duration { return s.o.KeepAlive + rand.N(s.o.KeepAlive/6) }
 
+// send writes f, or fails when that takes longer than WriteTimeout. A timer of ours stands in for the stream's own deadline,
+// because setting that costs two turns of the connection's goroutine for each message.
 func (ms *mapSession) send(f netmap.Frame) error {
-	if err := ms.rc.SetWriteDeadline(time.Now().Add(ms.s.o.WriteTimeout)); err != nil {
-		return err
-	}
+	ms.stalled.Reset(ms.s.o.WriteTimeout)
+	defer ms.stalled.Stop()
 	if _, err := f.WriteTo(ms.w); err != nil {
 		return err
 	}
-	if err := ms.rc.Flush(); err != nil {
-		return err
-	}
-	return ms.rc.SetWriteDeadline(time.Time{}) // or it would end an idle stream
+	return ms.rc.Flush()
 }
 
 // addSession makes ms the stream of its node and ends the one before.
@@ -298,7 +304,7 @@ func (s *Server) serveGone(w http.ResponseWriter, r *http.Request, k key.NodePub
 	if n == nil || n.MachineKey != machine {
 		n = &tailnet.Node{ID: unknownNode, StableID: "gone-" + k.UntypedHexString()[:12], Name: "unknown", NodeKey: k}
 	}
-	ms := &mapSession{s: s, w: w, rc: http.NewResponseController(w), viewer: v}
+	ms := newMapSession(s, w, v, k)
 	if ms.send(s.o.Encoder.Gone(s.o.State.Snapshot(), n, v)) != nil {
 		return
 	}

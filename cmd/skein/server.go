@@ -397,6 +397,7 @@ func (s *server) serve(context.Context) error {
 	s.goRun(func() { s.auth.Run(run) })
 	s.goRun(func() { s.recheckRelay(run) })
 	s.goRun(func() { s.purge(run) })
+	s.goRun(func() { trimMemory(run) })
 	s.onClose(func() error {
 		s.control.Close()
 		stop()
