@@ -32,16 +32,18 @@ var allowed = map[string][]string{
 	"api":                   {"tailnet", "policy", "state", "auth"},
 	"integration":           {"integration/lab"},
 	"integration/lab":       {"api"},
+	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
 	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "control", "api", "derp", "db", "config"},
+	"cmd/skeinsim":          {"integration/sim"},
 }
 
 // foreign are packages of others that only some of ours may import.
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
-	"net/http":               {"control", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/wireguard"},
-	"os/exec":                {"integration", "integration/lab", "integration/wireguard"},
-	"golang.org/x/net/http2": {"control"},
+	"net/http":               {"control", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"os/exec":                {"integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"golang.org/x/net/http2": {"control", "integration/sim"},
 }
 
 // pure packages start no goroutine and read no clock.
