@@ -242,7 +242,7 @@ func capRule(src []string, caps tailcfg.PeerCapMap, dsts []netip.Prefix) tailcfg
 	return tailcfg.FilterRule{SrcIPs: src, CapGrant: []tailcfg.CapGrant{{Dsts: dsts, CapMap: caps}}}
 }
 
-// firsts is, for each item, the first with the same sources and protocols. Sources are the same if they hold the same
+// firsts is, for each item, the first with the same sources, protocols and via; grants of capabilities stand alone. Sources are the same if they hold the same
 // nodes and addresses, in whatever words.
 func (c *Compiled) firsts() []int {
 	c.memo.order.Do(func() {
@@ -250,18 +250,19 @@ func (c *Compiled) firsts() []int {
 			hash   hash128
 			static string
 			protos string
+			via    int
 		}
 		seen := map[key]int{}
 		c.memo.first = make([]int, len(c.rules.items))
 		for i := range c.rules.items {
 			it := &c.rules.items[i]
 			s := c.rules.sets[it.src]
-			k := key{c.hashes[it.src], s.static(), fmt.Sprint(it.protos)}
-			if _, ok := seen[k]; !ok || it.self || it.caps != nil {
-				if it.self || it.caps != nil {
-					c.memo.first[i] = i
-					continue
-				}
+			k := key{c.hashes[it.src], s.static(), fmt.Sprint(it.protos), it.via}
+			if it.self || it.caps != nil {
+				c.memo.first[i] = i
+				continue
+			}
+			if _, ok := seen[k]; !ok {
 				seen[k] = i
 			}
 			c.memo.first[i] = seen[k]
