@@ -60,7 +60,7 @@ func LoadCertificate(certPath, keyPath string) (*Certificate, error) {
 }
 
 // SelfSigned reads the certificate that an earlier call made and kept at path, or makes one. It is made anew when it does not cover
-// all of hosts (names or addresses) or has less than a year to go. Certificate and key share one file, mode 0600. A nil now is
+// all of hosts (names or addresses), has less than a year to go, or names itself as its issuer (see makeSelfSigned). Certificate and key share one file, mode 0600. A nil now is
 // time.Now.
 func SelfSigned(path string, hosts []string, now func() time.Time) (*Certificate, error) {
 	if len(hosts) == 0 {
@@ -195,7 +195,7 @@ func (c *certSource) loadOrMake() (*tls.Certificate, error) {
 }
 
 func (c *certSource) good(leaf *x509.Certificate) bool {
-	if c.now().Add(selfSignedRenew).After(leaf.NotAfter) {
+	if c.now().Add(selfSignedRenew).After(leaf.NotAfter) || bytes.Equal(leaf.RawSubject, leaf.RawIssuer) {
 		return false
 	}
 	for _, h := range c.hosts {
@@ -232,7 +232,11 @@ func makeSelfSigned(hosts []string, now time.Time) ([]byte, error) {
 			tmpl.DNSNames = append(tmpl.DNSNames, strings.TrimSuffix(h, "."))
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, priv.Public(), priv)
+	// A certificate that names itself as its issuer makes clients of a plain http server say "likely intercepted connection" in
+	// their status from the first reconnect on, although they go on well (net/tlsdial:certIsSelfSigned looks at nothing but the
+	// names). So ours names an issuer, which exists nowhere else.
+	issuer := &x509.Certificate{Subject: pkix.Name{CommonName: "Skein"}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, issuer, priv.Public(), priv)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a certificate for %s: %w", strings.Join(hosts, ", "), err)
 	}

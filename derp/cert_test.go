@@ -32,6 +32,9 @@ func TestSelfSigned(t *testing.T) {
 	if leaf := c.Leaf(); leaf.NotBefore.Year() != 1970 || leaf.NotAfter.Sub(now) != selfSignedValid {
 		t.Errorf("valid from %v to %v", leaf.NotBefore, leaf.NotAfter)
 	}
+	if leaf := c.Leaf(); bytes.Equal(leaf.RawSubject, leaf.RawIssuer) {
+		t.Errorf("the issuer is the subject, %s: clients warn of an intercepted connection then", leaf.Issuer)
+	}
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
