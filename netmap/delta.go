@@ -153,11 +153,15 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 			}
 		}
 	}
-	if had, gets := st.from.DERP.For(v.Capver), st.to.DERP.For(v.Capver); had != gets {
+	// A reload makes new values that may say the same, and either field makes clients rebuild their netmaps.
+	if had, gets := st.from.DERP.For(v.Capver), st.to.DERP.For(v.Capver); had != gets && !slices.Equal(marshal(had), marshal(gets)) {
 		o.set("DERPMap", derpMapAfter(had, gets))
 	}
 	if st.from.DNS != st.to.DNS {
-		o.set("DNSConfig", st.to.DNS.Config())
+		if config := marshal(st.to.DNS.Config()); !slices.Equal(config, marshal(st.from.DNS.Config())) {
+			o.key("DNSConfig")
+			o.b = append(o.b, config...)
+		}
 		if st.from.DNS.Base != st.to.DNS.Base {
 			o.set("Domain", st.to.DNS.Base)
 		}

@@ -406,7 +406,7 @@ func (c *client) says() map[string]string {
 		derp.HomeParams = nil
 	}
 	out := map[string]string{
-		"self": asText(c.self), "derp": asText(&derp), "dns": asText(c.dns), "domain": c.domain,
+		"self": asText(plain(c.self)), "derp": asText(&derp), "dns": asText(c.dns), "domain": c.domain,
 		"ssh": asText(c.ssh), "services": fmt.Sprint(c.services),
 	}
 	var rules []tailcfg.FilterRule
@@ -415,7 +415,7 @@ func (c *client) says() map[string]string {
 	}
 	out["filter"] = asText(rules)
 	for id, n := range c.peers {
-		n := *n
+		n := plain(n)
 		if *n.Online {
 			n.LastSeen = nil // when an online peer was last seen is nobody's question
 		}
@@ -425,12 +425,24 @@ func (c *client) says() map[string]string {
 		if len(n.KeySignature) == 0 {
 			n.KeySignature = nil
 		}
-		out[fmt.Sprint("peer ", id)] = asText(&n)
+		out[fmt.Sprint("peer ", id)] = asText(n)
 	}
 	for id, p := range c.profiles {
 		out[fmt.Sprint("profile ", id)] = asText(p)
 	}
 	return out
+}
+
+// plain is a copy of n in which nothing is said in one way only.
+func plain(n *tailcfg.Node) *tailcfg.Node {
+	c := *n
+	c.CapMap = maps.Clone(n.CapMap)
+	for k, v := range c.CapMap {
+		if len(v) == 0 {
+			c.CapMap[k] = nil
+		}
+	}
+	return &c
 }
 
 // sameAs returns an error unless c, which followed a stream, knows what fresh knows from a new full map. It may remember
