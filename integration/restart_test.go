@@ -168,6 +168,9 @@ func TestPlainHTTPRestart(t *testing.T) {
 			n.measured(node.Host.Name()+" is back after the server was away for "+gone.String(), time.Since(begin))
 		}
 	}
+	for _, node := range nodes { // nor do they complain of the certificate that they were shown
+		node.WaitFor(soon, "healthy", func(st *ipnstate.Status) bool { return len(st.Health) == 0 })
+	}
 }
 
 // A server that ends on SIGTERM says good-bye, and clients are back at once.

@@ -69,6 +69,7 @@ func (h *Host) start(cmd *exec.Cmd, env []string) (err error) {
 	// lead a client out of the lab.
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + h.dir, "TMPDIR=" + h.dir, "LANG=C.UTF-8",
+		"GORACE=atexit_sleep_ms=0", // otherwise each command of a skein with race detector takes a second
 	}, env...)
 	h.ns.onThread(func() { err = cmd.Start() })
 	return err
