@@ -44,7 +44,7 @@ func newTarget(ctx context.Context, raw string, remote bool) (*target, error) {
 			return nil, fmt.Errorf("-url: %w", err)
 		}
 		for _, ip := range ips {
-			if !ip.Unmap().IsLoopback() {
+			if ip = ip.Unmap(); !ip.IsLoopback() {
 				return nil, fmt.Errorf("-url: %s is not on this machine (%s); if its owner agrees to the load, say -allow-remote", u.Hostname(), ip)
 			}
 		}

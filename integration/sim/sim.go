@@ -103,6 +103,8 @@ type Options struct {
 	// Server is measured, killed and started. nil: nothing is measured and restart is skipped.
 	Server Server
 
+	quiet time.Duration // nothing is sent for so long: the server has finished; 300 ms
+
 	// Log gets a line per scenario and the progress; Terminal says that it may be a line that overwrites itself. nil: none.
 	Log      io.Writer
 	Terminal bool
@@ -165,7 +167,7 @@ func (o *Options) defaults() {
 	for _, d := range []struct {
 		p *time.Duration
 		v time.Duration
-	}{{&o.Idle, time.Minute}, {&o.ChurnTime, 20 * time.Second}, {&o.ChurnLife, 3 * time.Second}, {&o.Timeout, 2 * time.Minute}} {
+	}{{&o.Idle, time.Minute}, {&o.ChurnTime, 20 * time.Second}, {&o.ChurnLife, 3 * time.Second}, {&o.Timeout, 2 * time.Minute}, {&o.quiet, 300 * time.Millisecond}} {
 		if *d.p <= 0 {
 			*d.p = d.v
 		}
@@ -340,17 +342,15 @@ func (s *Sim) expected(c *client) int {
 	return c.peers
 }
 
-const (
-	quiet     = 300 * time.Millisecond // nothing for so long: the server has finished
-	maxSettle = 15 * time.Second
-)
+// maxSettle is how long settle waits at the most.
+const maxSettle = 15 * time.Second
 
 // settle waits until nothing is sent any more and the server rests, for a while at the most.
 func (s *Sim) settle(ctx context.Context) {
 	end := time.Now().Add(maxSettle)
 	for time.Now().Before(end) {
 		frames, cpu := s.frames.Load(), s.serverCPU()
-		if sleep(ctx, quiet) != nil || s.frames.Load() == frames && s.serverCPU()-cpu <= 0.02 {
+		if sleep(ctx, s.o.quiet) != nil || s.frames.Load() == frames && s.serverCPU()-cpu <= 0.02 {
 			return
 		}
 	}
