@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"tailscale.com/tailcfg"
@@ -55,12 +56,8 @@ func decodeFrame(b []byte, compressed bool) (*tailcfg.MapResponse, error) {
 	}
 	body := b[4:]
 	if compressed {
-		d, err := zstd.NewReader(nil)
-		if err != nil {
-			return nil, err
-		}
-		defer d.Close()
-		if body, err = d.DecodeAll(body, nil); err != nil { // takes concatenated zstd frames as one
+		var err error
+		if body, err = decoder().DecodeAll(body, nil); err != nil { // takes concatenated zstd frames as one
 			return nil, err
 		}
 	}
@@ -78,6 +75,14 @@ func decodeFrame(b []byte, compressed bool) (*tailcfg.MapResponse, error) {
 	}
 	return &resp, nil
 }
+
+var decoder = sync.OnceValue(func() *zstd.Decoder {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0))
+	if err != nil {
+		panic(err)
+	}
+	return d
+})
 
 func frameBytes(f Frame) []byte {
 	var b bytes.Buffer

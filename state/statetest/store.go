@@ -10,6 +10,9 @@ package statetest
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -479,16 +482,28 @@ func Tailnet(n int) *tailnet.Contents {
 	for i := 1; i <= n; i++ {
 		v4, v6 = v4.Next(), v6.Next()
 		name := fmt.Sprintf("node-%d", i)
-		c.Nodes = append(c.Nodes, &tailnet.Node{
+		n := &tailnet.Node{
 			ID: tailnet.NodeID(i), StableID: fmt.Sprintf("n%016d", i),
-			MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), DiscoKey: key.NewDisco().Public(),
 			User: 1, Hostname: name, Name: name, IPv4: v4, IPv6: v6, Created: Epoch, Authorized: true,
 			Hostinfo:  &tailcfg.Hostinfo{Hostname: name, OS: "linux", IPNVersion: "1.102.5"},
 			Endpoints: []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 41641)},
 			HomeDERP:  901, Capver: tailcfg.CurrentCapabilityVersion, RegisterMethod: tailnet.RegisteredByKey,
-		})
+		}
+		randomKey("mkey:", &n.MachineKey)
+		randomKey("nodekey:", &n.NodeKey)
+		randomKey("discokey:", &n.DiscoKey)
+		c.Nodes = append(c.Nodes, n)
 	}
 	return c
+}
+
+// randomKey makes k a public key to which nobody has the private one, which is much cheaper than a real one.
+func randomKey(prefix string, k encoding.TextUnmarshaler) {
+	var b [32]byte
+	_, _ = rand.Read(b[:])
+	if err := k.UnmarshalText([]byte(prefix + hex.EncodeToString(b[:]))); err != nil {
+		panic(err)
+	}
 }
 
 // Epoch is when the nodes of Tailnet were created.
