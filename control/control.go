@@ -267,9 +267,11 @@ func httpStatus(err error) int {
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, doing string, err error) {
 	var e *tailnet.Error
 	if !errors.As(err, &e) {
-		if r.Context().Err() == nil {
-			s.log.Error(doing+" failed", "remote", peerOf(r).remote, "err", err)
+		if r.Context().Err() != nil { // we are shutting down, or nobody waits for the answer
+			http.Error(w, "the server is restarting", http.StatusServiceUnavailable)
+			return
 		}
+		s.log.Error(doing+" failed", "remote", peerOf(r).remote, "err", err)
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return
 	}
