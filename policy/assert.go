@@ -258,7 +258,7 @@ func (c *Compiled) postured(postures []string, src actor, some bool) bool {
 	if src.node != nil {
 		nodes = []*entry{src.node}
 	}
-	ok := func(e *entry) bool { return c.rules.satisfies(postures, attributes(e.node, c.rules.opts.Custom)) }
+	ok := func(e *entry) bool { return c.rules.satisfies(postures, e.attrs) }
 	if some {
 		return slices.ContainsFunc(nodes, ok)
 	}

@@ -24,6 +24,9 @@ const (
 // attributesOf are the attributes that the policy gives to nodes of a class.
 func (r *rules) attributesOf(k *class) tailcfg.NodeCapMap {
 	out := tailcfg.NodeCapMap{}
+	if k.noV4 {
+		out[attrDisableIPv4] = nil
+	}
 	for _, a := range r.attrs {
 		if !k.in.has(a.set) {
 			continue
@@ -68,10 +71,8 @@ func (c *Compiled) AddrsOf(n *tailnet.Node) []netip.Addr {
 	if c.allowAll {
 		return n.Addrs()
 	}
-	if k := c.class(c.ClassOf(n)); k != nil {
-		if _, ok := k.attrs[attrDisableIPv4]; ok {
-			return slices.DeleteFunc(n.Addrs(), netip.Addr.Is4)
-		}
+	if k := c.class(c.ClassOf(n)); k != nil && k.noV4 {
+		return slices.DeleteFunc(n.Addrs(), netip.Addr.Is4)
 	}
 	return n.Addrs()
 }

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -53,15 +54,18 @@ type entry struct {
 	strs    []string     // addrs
 	routes  []netip.Prefix
 	created time.Time
+	attrs   map[string]string // for postures; nil if the policy has none
 	class   Class
-	node    *tailnet.Node
+	node    *tailnet.Node // as it was when something last changed that the policy looks at
 }
 
 // class is what the nodes of one class have in common.
 type class struct {
 	in     bits           // sets that hold the node itself
+	named  bits           // of these, the ones that hold it by what it is, not by one of its addresses
 	over   bits           // sets of literal addresses that meet its subnet routes
 	tagged bool           // belongs to tags
+	noV4   bool           // IPv4 is disabled
 	exit   bool           // an approved exit node
 	routes []netip.Prefix // approved subnet routes, sorted
 	src    bits           // items of which it is a source
@@ -368,7 +372,7 @@ func (c *Compiled) user(id tailnet.UserID) *userBits {
 
 func (e *entry) same(o *entry) bool {
 	return e.class == o.class && e.user == o.user && slices.Equal(e.addrs, o.addrs) && slices.Equal(e.routes, o.routes) &&
-		slices.Equal(e.tags, o.tags) && e.created.Equal(o.created)
+		slices.Equal(e.tags, o.tags) && e.created.Equal(o.created) && maps.Equal(e.attrs, o.attrs)
 }
 
 // fill takes over what n says.
@@ -405,21 +409,13 @@ func (c *Compiled) signature(e *entry, n *tailnet.Node) *class {
 			k.in.or(u.in)
 		}
 	}
+	k.named = slices.Clone(k.in)
+	r.addressed(k.in, e.addrs)
 	if r.disablesIPv4(k.in) {
+		k.noV4 = true
 		e.addrs = slices.DeleteFunc(slices.Clone(e.addrs), netip.Addr.Is4)
-	}
-	for _, a := range e.addrs {
-		for _, id := range r.single[a] {
-			k.in.set(id)
-		}
-		for _, s := range r.prefix {
-			if s.net.IsSingleIP() {
-				break
-			}
-			if s.net.Contains(a) {
-				k.in.set(s.set)
-			}
-		}
+		k.in = slices.Clone(k.named)
+		r.addressed(k.in, e.addrs)
 	}
 	for _, p := range e.routes {
 		if tailnet.IsExitRoute(p) {
@@ -434,15 +430,33 @@ func (c *Compiled) signature(e *entry, n *tailnet.Node) *class {
 		}
 	}
 	if len(r.posture) > 0 {
-		attrs := attributes(n, r.opts.Custom)
+		e.attrs = attributes(n, r.opts.Custom)
 		for _, id := range r.posture {
-			if !r.satisfies(r.sets[id].postures, attrs) {
-				k.in[id/64] &^= 1 << (id % 64)
+			if !r.satisfies(r.sets[id].postures, e.attrs) {
+				k.in.clear(id)
+				k.named.clear(id)
 			}
-			k.over[id/64] &^= 1 << (id % 64) // what is behind a router has no posture
+			k.over.clear(id) // what is behind a router has no posture
 		}
 	}
 	return k
+}
+
+// addressed adds the sets that name one of the addresses.
+func (r *rules) addressed(in bits, addrs []netip.Addr) {
+	for _, a := range addrs {
+		for _, id := range r.single[a] {
+			in.set(id)
+		}
+		for _, s := range r.prefix {
+			if s.net.IsSingleIP() {
+				break
+			}
+			if s.net.Contains(a) {
+				in.set(s.set)
+			}
+		}
+	}
 }
 
 var (
@@ -475,7 +489,13 @@ func (k *class) key() string {
 	for _, w := range k.in {
 		b = binary.LittleEndian.AppendUint64(b, w)
 	}
-	b = append(b, byte(b2i(k.tagged)), byte(b2i(k.exit)))
+	for i, w := range k.named { // where only one of two addresses is in a set, it is another class
+		if w != k.in[i] {
+			b = binary.LittleEndian.AppendUint32(b, uint32(i))
+			b = binary.LittleEndian.AppendUint64(b, w)
+		}
+	}
+	b = append(b, 0xff, byte(b2i(k.tagged)), byte(b2i(k.exit)), byte(b2i(k.noV4)))
 	for _, p := range k.routes { // over follows from the routes
 		b = append(b, p.Addr().AsSlice()...)
 		b = append(b, byte(p.Bits()), byte(p.Addr().BitLen()))

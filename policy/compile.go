@@ -36,6 +36,7 @@ type bits []uint64
 func newBits(n int) bits { return make(bits, (n+63)/64) }
 
 func (b bits) set(i int)      { b[i/64] |= 1 << (i % 64) }
+func (b bits) clear(i int)    { b[i/64] &^= 1 << (i % 64) }
 func (b bits) has(i int) bool { return b[i/64]&(1<<(i%64)) != 0 }
 
 func (b bits) or(c bits) {
@@ -81,6 +82,7 @@ type rules struct {
 	ssh   []*sshItem
 	attrs []attrItem
 	selfs []int // items whose destination is autogroup:self
+	first []int // item → the first with the same set of sources, protocols and via
 
 	registry registry
 
@@ -304,10 +306,19 @@ func (r *rules) build() {
 	for _, by := range p.services {
 		r.set(by, nil)
 	}
-	r.selfs = nil
+	seen := map[string]int{}
 	for i, it := range r.items {
 		if it.self {
 			r.selfs = append(r.selfs, i)
+		}
+		key := fmt.Sprint(it.src, it.protos, it.via)
+		if j, ok := seen[key]; ok {
+			r.first = append(r.first, j)
+			continue
+		}
+		r.first = append(r.first, i)
+		if !it.self && it.caps == nil {
+			seen[key] = i
 		}
 	}
 }

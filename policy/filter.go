@@ -129,14 +129,14 @@ type ruleGroup struct {
 // filter is the filter of n before it is narrowed: the rules as the hosted service writes them.
 func (c *Compiled) filter(n *tailnet.Node) []tailcfg.FilterRule {
 	out := []tailcfg.FilterRule{}
-	c.eachRule(n, func(_ int, rule tailcfg.FilterRule) { out = append(out, rule) })
+	c.eachRule(n, c.firsts(), func(_ int, rule tailcfg.FilterRule) { out = append(out, rule) })
 	return out
 }
 
 // grouped is the filter of n in groups, one for each set of sources.
 func (c *Compiled) grouped(n *tailnet.Node) (out []*ruleGroup) {
 	at := map[int]*ruleGroup{}
-	c.eachRule(n, func(src int, rule tailcfg.FilterRule) {
+	c.eachRule(n, c.rules.first, func(src int, rule tailcfg.FilterRule) {
 		g := at[src]
 		if g == nil {
 			g = &ruleGroup{name: "self", src: src}
@@ -151,9 +151,9 @@ func (c *Compiled) grouped(n *tailnet.Node) (out []*ruleGroup) {
 	return out
 }
 
-// eachRule calls f for the rules of n's filter, in order: merged where sources and protocols are the same, at the place of the first rule of
-// the policy that has them. src is the set of the sources, or -1.
-func (c *Compiled) eachRule(n *tailnet.Node, f func(src int, rule tailcfg.FilterRule)) {
+// eachRule calls f for the rules of n's filter, in order: merged where sources and protocols are the same (first says which item is
+// the first of those), at the place of the first rule of the policy that has them. src is the set of the sources, or -1.
+func (c *Compiled) eachRule(n *tailnet.Node, first []int, f func(src int, rule tailcfg.FilterRule)) {
 	e := c.entry(n.ID)
 	if e == nil {
 		return
@@ -166,7 +166,6 @@ func (c *Compiled) eachRule(n *tailnet.Node, f func(src int, rule tailcfg.Filter
 	var found []pending
 	merged := map[int]int{} // first item of the same kind → index in found
 	selfOf := map[string]int{}
-	first := c.firsts()
 
 	items := k.items
 	if e.user != 0 && len(r.selfs) > 0 {
@@ -278,13 +277,10 @@ func (s *set) static() string {
 		return "all"
 	case s.star:
 		return "* " + fmt.Sprint(s.nets)
-	case len(s.postures) > 0:
+	case len(s.nets) == 0:
 		return ""
 	}
-	if len(s.nets) == 0 {
-		return ""
-	}
-	if slices.ContainsFunc(s.targets, func(t target) bool { return t.kind != kindAddr }) {
+	if len(s.postures) > 0 || slices.ContainsFunc(s.targets, func(t target) bool { return t.kind != kindAddr }) {
 		// A node may be in the set by an address of the policy or by what it is, which are not the same addresses.
 		return fmt.Sprintf("%p", s)
 	}
@@ -323,67 +319,28 @@ func (c *Compiled) addresses(id int) []string {
 			}
 			return
 		}
-		for _, e := range c.nodesIn(id, true) {
-			for _, a := range e.strs {
-				add(a)
+		for _, e := range c.nodesIn(id) {
+			named := c.class(e.class).named.has(id)
+			for i, a := range e.strs {
+				// Without postures the addresses of the policy are in the list already.
+				if named || len(s.postures) > 0 && slices.ContainsFunc(s.nets, func(n netip.Prefix) bool { return n.Contains(e.addrs[i]) }) {
+					add(a)
+				}
 			}
 		}
 	})
 	return l.addrs
 }
 
-// nodesIn are the nodes of a set, sorted by id. identity: without those that are in it only because of an address in the
-// policy, whose other address is not.
-func (c *Compiled) nodesIn(id int, identity bool) (out []*entry) {
-	s := c.rules.sets[id]
+// nodesIn are the nodes of a set, by what they are or by one of their addresses, sorted by id.
+func (c *Compiled) nodesIn(id int) (out []*entry) {
 	for class, b := range c.members {
-		if b == nil || len(b.nodes) == 0 {
-			continue
+		if b != nil && len(b.nodes) > 0 && c.class(Class(class)).in.has(id) {
+			out = append(out, b.nodes...)
 		}
-		k := c.class(Class(class))
-		if !k.in.has(id) {
-			continue
-		}
-		if identity && len(s.nets) > 0 && len(s.postures) == 0 {
-			for _, e := range b.nodes {
-				if c.byIdentity(e, k, s) {
-					out = append(out, e)
-				}
-			}
-			continue
-		}
-		out = append(out, b.nodes...)
 	}
 	slices.SortFunc(out, byID)
 	return out
-}
-
-// byIdentity reports whether e is in s by what it is, not (only) by an address.
-func (c *Compiled) byIdentity(e *entry, k *class, s *set) bool {
-	for _, t := range s.targets {
-		if t.kind != kindAddr && c.is(e, k, t) {
-			return true
-		}
-	}
-	return false
-}
-
-// is reports whether e is one of t, by what it is.
-func (c *Compiled) is(e *entry, k *class, t target) bool {
-	switch t.kind {
-	case kindStar, kindAll:
-		return true
-	case kindTagged:
-		return k.tagged
-	case kindMember:
-		return !k.tagged
-	case kindTag:
-		return slices.Contains(e.tags, t.name)
-	case kindGroup, kindUser, kindDomain, kindRole:
-		u := c.user(e.user)
-		return u != nil && slices.Contains(c.rules.tokens(u.user), t.key())
-	}
-	return false
 }
 
 // selfSources are the addresses of those devices of e's user that are in the set.
@@ -485,24 +442,24 @@ func prefixes(addrs []netip.Addr) []netip.Prefix {
 	return out
 }
 
-// narrow replaces "*" as a destination by what n may receive packets for, if that is less than what it advertises.
+// narrow cuts destinations down to what n may receive packets for, if it advertises more than that: the client takes packets for all
+// that it advertises.
 func narrow(rules []tailcfg.FilterRule, n *tailnet.Node) []tailcfg.FilterRule {
-	if len(n.AdvertisedRoutes()) == 0 {
-		return rules
-	}
-	approved := n.ActiveRoutes()
-	if !slices.ContainsFunc(n.AdvertisedRoutes(), func(p netip.Prefix) bool { return !slices.Contains(approved, p) }) {
+	others := unapproved(n)
+	if len(others) == 0 {
 		return rules
 	}
 	out := slices.Clone(rules)
 	for i := range out {
 		var dsts []tailcfg.NetPortRange
 		for _, d := range out[i].DstPorts {
-			if d.IP != "*" {
-				dsts = append(dsts, d)
-				continue
+			ips := []string{d.IP}
+			if p, err := netip.ParsePrefix(d.IP); err == nil && overlaps(others, p) {
+				ips = intersect(p, mayReceive(n))
+			} else if d.IP == "*" {
+				ips = destinations(n)
 			}
-			for _, ip := range destinations(n) {
+			for _, ip := range ips {
 				dsts = append(dsts, tailcfg.NetPortRange{IP: ip, Ports: d.Ports})
 			}
 		}
@@ -511,16 +468,56 @@ func narrow(rules []tailcfg.FilterRule, n *tailnet.Node) []tailcfg.FilterRule {
 	return out
 }
 
-// destinations is all that n may receive packets for, in the notation of tailcfg.NetPortRange.IP.
+// unapproved are the routes that n advertises without being approved for them.
+func unapproved(n *tailnet.Node) (out []netip.Prefix) {
+	for _, p := range n.AdvertisedRoutes() {
+		if !slices.Contains(n.ApprovedRoutes, p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// intersect is what of p is in nets.
+func intersect(p netip.Prefix, nets []netip.Prefix) (out []string) {
+	for _, own := range nets {
+		switch {
+		case !own.Overlaps(p):
+		case own.Bits() > p.Bits():
+			out = append(out, netString(own))
+		default:
+			return []string{netString(p)}
+		}
+	}
+	return out
+}
+
+// mayReceive is all that n may receive packets for: its addresses and approved routes. If it advertises other routes too,
+// those of an exit node are cut to the internet, or they would hold the others.
+func mayReceive(n *tailnet.Node) []netip.Prefix {
+	out := prefixes(n.Addrs())
+	cut := slices.ContainsFunc(unapproved(n), func(p netip.Prefix) bool { return !tailnet.IsExitRoute(p) })
+	for _, p := range n.ActiveRoutes() {
+		if !cut || !tailnet.IsExitRoute(p) {
+			out = append(out, p)
+			continue
+		}
+		for _, i := range internet {
+			if i.Addr().Is4() == p.Addr().Is4() {
+				out = append(out, i)
+			}
+		}
+	}
+	return out
+}
+
+// destinations is mayReceive in the notation of tailcfg.NetPortRange.IP; "*" for nodes that advertise no routes.
 func destinations(n *tailnet.Node) []string {
 	if len(n.AdvertisedRoutes()) == 0 {
 		return []string{"*"}
 	}
 	var out []string
-	for _, a := range n.Addrs() {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
-	}
-	for _, p := range n.ActiveRoutes() {
+	for _, p := range mayReceive(n) {
 		out = append(out, p.String())
 	}
 	return out

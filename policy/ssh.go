@@ -62,7 +62,7 @@ type sshSource struct {
 func (c *Compiled) sshSources(it *sshItem) (out []sshSource) {
 	tagged := sshSource{}
 	byUser := map[tailnet.UserID]int{}
-	for _, e := range c.nodesIn(it.src, false) {
+	for _, e := range c.nodesIn(it.src) {
 		if e.user == 0 {
 			for range max(1, c.timesTagged(e, it.rule.src)) {
 				tagged.addrs = append(tagged.addrs, e.strs...)
