@@ -248,6 +248,28 @@ func sameNode(t *testing.T, before, after lab.Row) {
 	}
 }
 
+// "tailscale down" takes a node offline for everybody, "tailscale up" brings it back.
+func TestDownAndUp(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	mac, nas := n.join(n.Mac), n.join(n.NAS)
+	before, ip := n.srv.Node("homeDS"), nas.IP4()
+	mac.WaitPeer(soon, "homeDS", func(p *ipnstate.PeerStatus) bool { return p.Online })
+	mac.Ping(soon, ip)
+	begin := time.Now()
+	nas.MustCLI("down")
+	mac.WaitPeer(soon, "homeDS", func(p *ipnstate.PeerStatus) bool { return !p.Online && !p.LastSeen.IsZero() })
+	n.measured("peer is offline after tailscale down", time.Since(begin))
+	if _, err := n.Mac.Ping(never, ip); err == nil {
+		t.Error("the node still answers")
+	}
+	begin = time.Now()
+	nas.MustCLI("up")
+	mac.WaitPeer(soon, "homeDS", func(p *ipnstate.PeerStatus) bool { return p.Online })
+	mac.Ping(patient, ip)
+	n.measured("peer answers after tailscale up", time.Since(begin))
+	sameNode(t, before, n.srv.Node("homeDS"))
+}
+
 // An ephemeral node is gone after its logout, and after the inactivity time when its process dies.
 func TestEphemeral(t *testing.T) {
 	n := newNet(t, lab.EasyNAT, lab.ServerOptions{Env: []string{"SKEIN_NODE_EPHEMERAL_INACTIVITY_TIMEOUT=5s"}})

@@ -14,7 +14,7 @@ import (
 )
 
 // Names of nodes resolve, asked of the client and by the system's resolver, short and in full, and
-// follow a rename.
+// follow the host name of the machine, or what an administrator says.
 func TestMagicDNS(t *testing.T) {
 	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
 	mac, nas := n.join(n.Mac), n.join(n.NAS)
@@ -30,6 +30,13 @@ func TestMagicDNS(t *testing.T) {
 	}
 	n.Lab.Name("www.example.com", n.Cloud.Addr())
 	resolves(t, n, "www.example.com", n.Cloud.Addr())
+
+	nas.MustCLI("set", "--hostname=Joe's Mac mini")
+	resolves(t, n, "joes-mac-mini", want)
+	nas.MustCLI("set", "--hostname=我的电脑")
+	resolves(t, n, "node", want)
+	nas.MustCLI("set", "--hostname=homeDS")
+	resolves(t, n, "homeds", want)
 
 	begin := time.Now()
 	n.srv.Skein("nodes", "rename", "-i", n.id(t, "homeDS"), "nas")

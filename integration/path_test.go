@@ -1,6 +1,16 @@
 package integration
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	stdnet "net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -147,4 +157,65 @@ func TestRelayElsewhere(t *testing.T) {
 	})
 	knows("near")
 	mac.Ping(soon, nas.IP4())
+}
+
+// A server with a certificate of an authority that the clients trust: the relay on the same port shows
+// that one too, and both work again after a restart.
+func TestHTTPS(t *testing.T) {
+	t.Parallel()
+	s := lab.NewSeed(t, lab.EasyNAT)
+	roots, cert, key := certificate(t, s.ServerHost)
+	n := &net{Seed: s, srv: s.ServerHost.StartServer(lab.ServerOptions{
+		URL: "https://" + netip.AddrPortFrom(s.ServerHost.Addr(), 8080).String(),
+		Env: []string{"SKEIN_TLS_CERT_PATH=" + cert, "SKEIN_TLS_KEY_PATH=" + key},
+	})}
+	n.srv.Skein("namespaces", "create", "junyao")
+	n.Mac.Block(lab.UDP)
+	trusting := lab.NodeOptions{Env: []string{"SSL_CERT_FILE=" + roots}}
+	mac, nas := n.joinAs(n.Mac, trusting), n.joinAs(n.NAS, trusting)
+	mac.WaitPeer(soon, "homeDS", nil)
+	mac.Ping(soon, nas.IP4())
+	vias, r := mac.Vias(soon, "-c=2", "--until-direct=false", nas.IP4().String())
+	allRelayed(t, vias, r)
+
+	n.srv.Kill()
+	n.srv.StartAgain()
+	begin := time.Now()
+	mac.Ping(patient, nas.IP4())
+	n.measured("relayed traffic goes on after kill -9 of the server", time.Since(begin))
+	n.joinAs(n.Cloud, trusting)
+	mac.WaitPeer(patient, "VM-0-2-centos", nil)
+	n.measured("laptop is back", time.Since(begin))
+}
+
+// certificate makes an authority and a certificate of it for the host's address, and returns the names
+// of the files with the authority's certificate, the host's, and its key.
+func certificate(t *testing.T, h *lab.Host) (roots, cert, key string) {
+	t.Helper()
+	file := func(name, kind string, der []byte) string {
+		path := filepath.Join(h.Dir(), name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "lab authority"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "server"}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []stdnet.IP{h.Addr().AsSlice()}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	caDER, err1 := x509.CreateCertificate(rand.Reader, ca, ca, priv.Public(), priv) // one key for both is good enough here
+	leafDER, err2 := x509.CreateCertificate(rand.Reader, leaf, ca, priv.Public(), priv)
+	keyDER, err3 := x509.MarshalPKCS8PrivateKey(priv)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	return file("roots.pem", "CERTIFICATE", caDER), file("cert.pem", "CERTIFICATE", leafDER), file("key.pem", "PRIVATE KEY", keyDER)
 }

@@ -100,6 +100,27 @@ func TestRouteDisabled(t *testing.T) {
 	mac.Ping(soon, n.Router.Addr())
 }
 
+// A route that its router stops offering is gone at once; it stays enabled and is back when the router
+// offers it again.
+func TestRouteWithdrawn(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	mac, nas := n.join(n.Mac, "--accept-routes"), n.join(n.NAS, "--advertise-routes="+homeLAN)
+	n.enable(t, "homeDS", homeLAN)
+	mac.WaitPeer(soon, "homeDS", carries(homeLAN))
+	mac.Ping(soon, n.Router.Addr())
+	nas.MustCLI("set", "--advertise-routes=")
+	mac.WaitPeer(soon, "homeDS", not(carries(homeLAN)))
+	if _, err := n.Mac.Ping(never, n.Router.Addr()); err == nil {
+		t.Error("the home router still answers")
+	}
+	nas.MustCLI("set", "--advertise-routes="+homeLAN)
+	mac.WaitPeer(soon, "homeDS", carries(homeLAN))
+	mac.Ping(soon, n.Router.Addr())
+	if got := n.routeEnabled(t, n.id(t, "homeDS"), homeLAN); got != "true" {
+		t.Errorf("the route is %s", got)
+	}
+}
+
 // An exit node carries the laptop's traffic to the internet once it is enabled, and both default
 // routes go together.
 func TestExitNode(t *testing.T) {

@@ -30,6 +30,7 @@ type Node struct {
 type NodeOptions struct {
 	Client *Client  // nil: PinnedClient
 	Args   []string // further arguments of tailscaled
+	Env    []string // environment variables of tailscaled, as "NAME=value"
 }
 
 // StartTailscaled starts a tailscaled with a real TUN device on the host and waits until it answers.
@@ -44,7 +45,7 @@ func (h *Host) StartTailscaled(o NodeOptions) *Node {
 		"--verbose=1", "--no-logs-no-support", "--tun=tailscale0",
 		"--statedir=" + filepath.Join(h.dir, "state"), "--socket=" + n.socket,
 	}, o.Args...)
-	n.Process = h.newProcess("tailscaled", nil, filepath.Join(o.Client.dir, "tailscaled"), args...)
+	n.Process = h.newProcess("tailscaled", o.Env, filepath.Join(o.Client.dir, "tailscaled"), args...)
 	n.local = local.Client{Socket: n.socket, UseSocketOnly: true}
 	n.StartAgain()
 	return n
