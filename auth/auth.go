@@ -56,7 +56,9 @@ type Options struct {
 	NodeExpiry time.Duration // how long a login lasts; 0: for ever
 	LoginTTL   time.Duration // how long a login may wait for a person; 0: DefaultLoginTTL
 	MaxLogins  int           // pending at once; 0: DefaultMaxLogins
-	Log        *slog.Logger  // nil: slog.Default
+
+	Now func() time.Time // nil: time.Now
+	Log *slog.Logger     // nil: slog.Default
 }
 
 const (
@@ -81,6 +83,9 @@ func New(o Options) *Auth {
 	}
 	if o.MaxLogins == 0 {
 		o.MaxLogins = DefaultMaxLogins
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -164,7 +169,7 @@ func (a *Auth) Logins(ctx context.Context) ([]*tailnet.Login, error) {
 // Login is the pending login with this id; a NotFound error if there is none, or its time is over.
 func (a *Auth) Login(ctx context.Context, id string) (*tailnet.Login, error) {
 	l, err := a.o.Store.Login(ctx, a.o.Tailnet, id)
-	if tailnet.CodeOf(err) == tailnet.NotFound || err == nil && time.Since(l.Created) > a.o.LoginTTL {
+	if tailnet.CodeOf(err) == tailnet.NotFound || err == nil && a.o.Now().Sub(l.Created) >= a.o.LoginTTL {
 		return nil, tailnet.Errorf(tailnet.NotFound, "no registration waits under this key: it was completed, or is older than %s; "+
 			"run `tailscale up` on the machine once more and use the key that it prints then", a.o.LoginTTL)
 	}
@@ -209,7 +214,7 @@ func (a *Auth) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if _, err := a.o.Store.DeleteLoginsBefore(ctx, time.Now().Add(-a.o.LoginTTL)); err != nil && ctx.Err() == nil {
+			if _, err := a.o.Store.DeleteLoginsBefore(ctx, a.o.Now().Add(-a.o.LoginTTL)); err != nil && ctx.Err() == nil {
 				a.log.Warn("old registrations could not be removed", "err", err)
 			}
 		}

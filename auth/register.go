@@ -36,7 +36,7 @@ func (a *Auth) Register(ctx context.Context, machine key.MachinePublic, r *tailc
 	if known != nil && known.MachineKey != machine {
 		return Outcome{}, tailnet.Errorf(tailnet.Denied, "this node key belongs to another machine")
 	}
-	now := time.Now()
+	now := a.o.Now()
 	if !r.Expiry.IsZero() && r.Expiry.Before(now) {
 		return Outcome{LoggedOut: true}, a.logout(ctx, known)
 	}
@@ -44,7 +44,9 @@ func (a *Auth) Register(ctx context.Context, machine key.MachinePublic, r *tailc
 		if known.Expired(now) {
 			return Outcome{NewKey: true}, nil
 		}
-		return Outcome{Node: known.Node}, nil // a restart: the key it brings, if any, was used when it joined
+		// A restart: the key it brings, if any, was used when it joined.
+		n, err := a.shorten(ctx, known.Node, r.Expiry)
+		return Outcome{Node: n}, err
 	}
 	if r.Auth != nil && r.Auth.AuthKey != "" {
 		n, err := a.joinByKey(ctx, machine, r)
@@ -75,6 +77,26 @@ func (a *Auth) logout(ctx context.Context, n *state.Node) error {
 		row.Expiry = tx.Now()
 		return tx.PutNode(row)
 	})
+}
+
+// shorten lets the key of n end at asked if that is earlier than it would (controlclient.Direct.SetExpirySooner); a zero
+// asked is no wish. It returns the node as it then is.
+func (a *Auth) shorten(ctx context.Context, n *tailnet.Node, asked time.Time) (*tailnet.Node, error) {
+	sooner := func(n *tailnet.Node) bool { return !asked.IsZero() && (n.Expiry.IsZero() || asked.Before(n.Expiry)) }
+	if !sooner(n) {
+		return n, nil
+	}
+	err := a.st.Update(ctx, "node asked for an earlier end of its key", func(tx *state.Tx) error {
+		row := tx.Node(n.ID)
+		if row == nil || row.NodeKey != n.NodeKey || !sooner(row) {
+			return nil
+		}
+		row = row.Clone()
+		row.Expiry = asked
+		n = row
+		return tx.PutNode(row)
+	})
+	return n, err
 }
 
 // joinByKey registers a node that brings a pre-auth key.
@@ -228,7 +250,7 @@ func SetHostname(tx *state.Tx, n *tailnet.Node, hostname string) {
 func (a *Auth) pend(ctx context.Context, machine key.MachinePublic, r *tailcfg.RegisterRequest, remote string) (string, error) {
 	if l, err := a.o.Store.LoginByNodeKey(ctx, a.o.Tailnet, r.NodeKey); err != nil {
 		return "", fmt.Errorf("looking for a pending registration: %w", err)
-	} else if l != nil && l.MachineKey == machine && time.Since(l.Created) < a.o.LoginTTL {
+	} else if l != nil && l.MachineKey == machine && a.o.Now().Sub(l.Created) < a.o.LoginTTL {
 		return l.ID, nil
 	}
 	n, err := a.o.Store.CountLogins(ctx, a.o.Tailnet)
@@ -241,7 +263,7 @@ func (a *Auth) pend(ctx context.Context, machine key.MachinePublic, r *tailcfg.R
 	l := &tailnet.Login{
 		ID: randomText(24), Tailnet: a.o.Tailnet, MachineKey: machine, NodeKey: r.NodeKey, OldNodeKey: r.OldNodeKey, NLKey: r.NLKey,
 		Hostinfo: tailnet.CleanHostinfo(r.Hostinfo), Expiry: r.Expiry, Ephemeral: r.Ephemeral, Capver: r.Version,
-		Remote: remote, Created: time.Now(),
+		Remote: remote, Created: a.o.Now(),
 	}
 	if err := a.o.Store.PutLogin(ctx, l); err != nil {
 		return "", fmt.Errorf("storing the pending registration: %w", err)

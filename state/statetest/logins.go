@@ -55,14 +55,18 @@ func (s *Logins) LoginByNodeKey(ctx context.Context, id tailnet.ID, k key.NodePu
 	return s.find(func(l *tailnet.Login) bool { return l.Tailnet == id && l.NodeKey == k })
 }
 
+// find is the newest login that is the one.
+
 func (s *Logins) find(is func(*tailnet.Login) bool) (*tailnet.Login, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
 		return nil, s.err
 	}
-	if i := slices.IndexFunc(s.logins, is); i >= 0 {
-		return copyOf(s.logins[i]), nil
+	for _, l := range slices.Backward(s.logins) {
+		if is(l) {
+			return copyOf(l), nil
+		}
 	}
 	return nil, nil
 }
