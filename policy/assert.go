@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -63,6 +64,7 @@ type actor struct {
 	name  string
 	user  *tailnet.User
 	tag   string
+	group string     // a group without users: somebody who would be in it
 	addr  netip.Addr // of an address
 	node  *entry     // that has addr
 	nodes []*entry   // of the user or the tag
@@ -86,8 +88,22 @@ func (c *Compiled) actors(w string) ([]actor, error) {
 			}
 		}
 		return []actor{a}, nil
+	case kindTagged:
+		var out []actor
+		for _, tag := range slices.Sorted(maps.Keys(c.rules.policy.tagOwners)) {
+			as, err := c.actors(tag)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, as...)
+		}
+		return out, nil
 	case kindGroup, kindDomain, kindMember, kindRole:
-		return c.memberActors(t), nil
+		out := c.memberActors(t)
+		if len(out) == 0 && t.kind == kindGroup {
+			out = []actor{{name: t.name, group: t.name}}
+		}
+		return out, nil
 	case kindAddr:
 		if len(t.nets) != 1 || !t.nets[0].IsSingleIP() {
 			return nil, fmt.Errorf("%q is more than one address; a test is about one", clip(w))
@@ -157,6 +173,8 @@ func (c *Compiled) tokensOf(a actor) []string {
 		return c.rules.tokens(a.user)
 	case a.tag != "":
 		return []string{target{kind: kindTag, name: a.tag}.key(), keyTagged}
+	case a.group != "":
+		return c.rules.groupTokens([]string{a.group})
 	case a.node != nil && a.node.user == 0:
 		out := []string{keyTagged}
 		for _, t := range a.node.tags {
@@ -292,13 +310,8 @@ func (c *Compiled) runTest(t *accessTest) (fails []string) {
 	if err != nil {
 		return []string{"src " + err.Error()}
 	}
-	if t.attrs != nil {
-		for i := range srcs {
-			srcs[i].attrs = map[string]string{}
-			for k, v := range t.attrs {
-				srcs[i].attrs[k] = fmt.Sprint(v)
-			}
-		}
+	for i := range srcs {
+		srcs[i].attrs = t.attrs
 	}
 	protos, err := parseProto(t.proto.text)
 	if err != nil {
@@ -308,7 +321,7 @@ func (c *Compiled) runTest(t *accessTest) (fails []string) {
 		protos = []int{6, 17}
 	}
 	check := func(w word, want bool) {
-		dsts, port, err := c.testDst(w.text)
+		dsts, port, err := c.testDst(w.text, protos)
 		if err != nil {
 			fail("%s %q: %v", map[bool]string{true: "accept", false: "deny"}[want], clip(w.text), err)
 			return
@@ -338,14 +351,15 @@ func verdict(ok bool) string {
 	return "denied"
 }
 
-// testDst reads HOST:PORT of a test. The port is a single one.
-func (c *Compiled) testDst(s string) ([]actor, uint16, error) {
+// testDst reads HOST:PORT of a test. The port is a single one; 0 where the protocol has none.
+func (c *Compiled) testDst(s string, protos []int) ([]actor, uint16, error) {
 	host, port, err := splitPort(s)
 	if err != nil {
 		return nil, 0, err
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 {
+	portless := !slices.ContainsFunc(protos, func(p int) bool { return slices.Contains(hasPorts, p) })
+	if err != nil || n == 0 && !portless {
 		return nil, 0, fmt.Errorf("port %q: a test is about a single port, 1 to 65535", clip(port))
 	}
 	dsts, err := c.actors(host)
@@ -368,6 +382,9 @@ func (c *Compiled) runSSHTest(t *sshTest) (fails []string) {
 	}
 	if err != nil {
 		return []string{"src " + err.Error()}
+	}
+	for i := range srcs {
+		srcs[i].attrs = t.attrs
 	}
 	if len(t.dst) == 0 {
 		return []string{"the test has no dst"}

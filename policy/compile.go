@@ -190,30 +190,30 @@ func (r *rules) tokens(u *tailnet.User) []string {
 	if _, domain, ok := strings.Cut(u.LoginName(), "@"); ok {
 		out = append(out, target{kind: kindDomain, name: domain}.key())
 	}
-	seen := map[string]bool{}
-	var queue []string
-	add := func(gs []string) {
-		for _, g := range gs {
-			if !seen[g] {
-				seen[g] = true
-				queue = append(queue, g)
-			}
-		}
-	}
+	var groups []string
 	for _, t := range out {
-		add(r.direct[t])
+		groups = append(groups, r.direct[t]...)
 	}
-	for len(queue) > 0 {
-		g := queue[0]
-		queue = queue[1:]
-		out = append(out, target{kind: kindGroup, name: g}.key())
-		add(r.parents[g])
-	}
-	out = append(out, target{kind: kindMember}.key())
+	out = append(out, r.groupTokens(groups)...)
 	if u.Role != tailnet.RoleMember {
 		out = append(out, target{kind: kindRole, name: string(u.Role)}.key())
 	}
 	return out
+}
+
+// groupTokens are the keys of the groups, of all groups that hold them, and of autogroup:member.
+func (r *rules) groupTokens(queue []string) (out []string) {
+	seen := map[string]bool{}
+	for len(queue) > 0 {
+		g := queue[0]
+		queue = queue[1:]
+		if !seen[g] {
+			seen[g] = true
+			out = append(out, target{kind: kindGroup, name: g}.key())
+			queue = append(queue, r.parents[g]...)
+		}
+	}
+	return append(out, keyMember)
 }
 
 // userSets are the sets that hold the devices of u.

@@ -110,7 +110,7 @@ type accessTest struct {
 	label        string
 	src, proto   word
 	accept, deny []word
-	attrs        map[string]any // posture attributes of the source
+	attrs        map[string]string // posture attributes of the source; nil: those of its devices
 }
 
 type sshTest struct {
@@ -119,6 +119,7 @@ type sshTest struct {
 	src                 word
 	dst                 []word
 	accept, check, deny []word
+	attrs               map[string]string // as of accessTest
 }
 
 func newPolicy(d *decoder) *Policy {
@@ -444,7 +445,7 @@ func (p *Policy) postureNames(v value) (out []string) {
 func (p *Policy) decodeTagOwners(v value) {
 	for _, m := range v.members() {
 		for i, t := range p.targets(m.value, "") {
-			if !t.owner() && t.kind != kindTag {
+			if !t.owner() && t.kind != kindTag && t.kind != kindTagged {
 				p.d.fail(m.off, m.path, "element %d cannot own a tag: owners are users, groups, autogroups of users, and tags", i)
 			}
 			p.tagOwners[m.key] = append(p.tagOwners[m.key], t)
@@ -561,31 +562,37 @@ func (p *Policy) decodeTests(v value) {
 			case "deny":
 				t.deny = v.words()
 			case "srcPostureAttrs":
-				t.attrs = map[string]any{}
-				for _, m := range v.members() {
-					var x any
-					if err := json.Unmarshal([]byte(m.raw()), &x); err == nil {
-						t.attrs[m.key] = x
-					}
-				}
+				t.attrs = testAttributes(v)
 			}
 		})
 		p.tests = append(p.tests, t)
 	}
 }
 
+// testAttributes are the posture attributes that a test gives its source.
+func testAttributes(v value) map[string]string {
+	out := map[string]string{}
+	for _, m := range v.members() {
+		var x any
+		if err := json.Unmarshal([]byte(m.raw()), &x); err == nil {
+			out[m.key] = fmt.Sprint(x)
+		}
+	}
+	return out
+}
+
 func (p *Policy) decodeSSHTests(v value) {
 	for i, e := range v.elements() {
 		t := &sshTest{off: e.off(), label: fmt.Sprintf("sshTests[%d]", i)}
-		p.fields(e, []string{"src", "dst", "accept", "check", "deny"}, func(key string, v value) {
+		p.fields(e, []string{"src", "dst", "accept", "check", "deny", "srcPostureAttrs"}, func(key string, v value) {
 			switch key {
 			case "src":
 				t.src = v.word()
 			case "dst":
 				t.dst = v.words()
 				for _, w := range t.dst {
-					if w.text == "*" || strings.HasPrefix(w.text, "autogroup:") || strings.HasPrefix(w.text, "group:") || strings.Contains(w.text, "/") {
-						p.d.fail(w.off, w.path, "SSH tests dst contains disallowed element %q; want a user, a tag, a host or an address", clip(w.text))
+					if w.text == "*" || strings.HasPrefix(w.text, "autogroup:") || strings.Contains(w.text, "/") {
+						p.d.fail(w.off, w.path, "SSH tests dst contains disallowed element %q; want a user, a group, a tag, a host or an address", clip(w.text))
 					}
 				}
 			case "accept":
@@ -594,6 +601,8 @@ func (p *Policy) decodeSSHTests(v value) {
 				t.check = v.words()
 			case "deny":
 				t.deny = v.words()
+			case "srcPostureAttrs":
+				t.attrs = testAttributes(v)
 			}
 		})
 		p.sshTests = append(p.sshTests, t)

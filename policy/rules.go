@@ -287,7 +287,15 @@ func (p *Policy) decodeSSH(v value) {
 			e.fail("%q is not a valid action; want \"accept\" or \"check\"", clip(action))
 		}
 		p.decodeSSHUsers(r, e, users)
-		if period.v != nil && !period.null() {
+		if r.check {
+			for _, t := range r.src {
+				if t.kind == kindTag || t.kind == kindTagged {
+					e.fail("action \"check\" asks a person, and devices with tags have none: tags cannot be sources of it")
+					break
+				}
+			}
+		}
+		if period.v != nil && period.str() != "" {
 			r.period = p.decodePeriod(period)
 			if !r.check {
 				p.d.warn(period.off(), "checkPeriod has no effect on an ssh rule that does not check")
@@ -356,7 +364,7 @@ func (p *Policy) decodeSSHDst(r *sshRule, v value) {
 			continue
 		}
 		switch t.kind {
-		case kindTag, kindTagged, kindMember:
+		case kindTag, kindTagged:
 		case kindSelf:
 			for _, s := range r.src {
 				if !s.owner() {
@@ -372,7 +380,7 @@ func (p *Policy) decodeSSHDst(r *sshRule, v value) {
 				}
 			}
 		default:
-			p.d.fail(w.off, w.path, "%q not valid on the dst side of an ssh rule: want tags, autogroup:self, autogroup:tagged, autogroup:member or a user", clip(w.text))
+			p.d.fail(w.off, w.path, "%q not valid on the dst side of an ssh rule: want tags, autogroup:tagged, autogroup:self or a user", clip(w.text))
 			continue
 		}
 		r.dst = append(r.dst, t)

@@ -125,7 +125,7 @@ func (p *Policy) target(s string) (target, error) {
 		}
 		return target{}, fmt.Errorf("%q: users of a domain are written user:*@DOMAIN", clip(s))
 	}
-	if nets, ok := p.hosts[s]; ok {
+	if nets, ok := p.hosts[strings.TrimPrefix(s, "host:")]; ok {
 		return target{kind: kindAddr, name: s, nets: nets}, nil
 	}
 	if strings.Contains(s, "@") && !strings.ContainsAny(s, " \t:/,\"*") {
@@ -252,7 +252,7 @@ func parsePorts(s string) ([]tailcfg.PortRange, error) {
 // protocols are the names of protocols, with the numbers that they stand for.
 var protocols = map[string][]int{
 	"icmp": {1, 58}, "igmp": {2}, "ipv4": {4}, "ip-in-ip": {4}, "tcp": {6}, "egp": {8}, "igp": {9}, "udp": {17}, "gre": {47},
-	"esp": {50}, "ah": {51}, "ipv6-icmp": {58}, "sctp": {132},
+	"esp": {50}, "ah": {51}, "ipv6-icmp": {58}, "sctp": {132}, "fc": {133},
 }
 
 // hasPorts are the protocols whose packets have ports.
