@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/netip"
@@ -385,7 +386,7 @@ func TestClose(t *testing.T) {
 	for _, s := range []*stream{sa, sb, sc} {
 		s.ended()
 	}
-	if err := sb.err; err != io.EOF && err != io.ErrUnexpectedEOF {
+	if err := sb.err; !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("the stream ended with %v, want an orderly end", err)
 	}
 	ts.start(nil)

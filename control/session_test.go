@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -95,8 +96,8 @@ func TestGuard(t *testing.T) {
 	ts.log.allow = []string{"panic in a request"}
 	a := ts.newClient("alpha")
 	defer func() {
-		if p := recover(); p != http.ErrAbortHandler {
-			t.Errorf("recovered %v", p)
+		if err, _ := recover().(error); !errors.Is(err, http.ErrAbortHandler) {
+			t.Errorf("recovered %v", err)
 		}
 		if !ts.log.contains("panic in a request") || !ts.log.contains("TestGuard") {
 			t.Error("the panic and its stack are not in the log")
