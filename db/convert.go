@@ -203,6 +203,7 @@ func (r *tailnetRow) tailnet() tailnet.Tailnet {
 		LastNodeID:       tailnet.NodeID(r.LastNodeID),
 		LastUserID:       tailnet.UserID(r.LastUserID),
 		LastPreAuthKeyID: tailnet.PreAuthKeyID(r.LastPreAuthKeyID),
+		LastPolicyID:     tailnet.PolicyID(r.LastPolicyID),
 	}
 }
 
@@ -228,6 +229,29 @@ func (r *userRow) domain() (*tailnet.User, error) {
 		Email:       r.Email,
 		Role:        tailnet.Role(r.Role),
 		Created:     f.parseTime("created_at", r.CreatedAt),
+	}, f.err()
+}
+
+func makePolicyRow(id tailnet.ID, v *tailnet.PolicyVersion) (policyRow, error) {
+	f := &fields{table: "policies", tailnet: int64(id), id: v.ID}
+	return policyRow{
+		TailnetID: int64(id),
+		ID:        int64(v.ID),
+		Text:      v.Text,
+		Author:    v.Author,
+		Comment:   v.Comment,
+		CreatedAt: f.time("created_at", v.Created),
+	}, f.err()
+}
+
+func (r *policyRow) domain() (*tailnet.PolicyVersion, error) {
+	f := &fields{table: "policies", tailnet: r.TailnetID, id: r.ID}
+	return &tailnet.PolicyVersion{
+		ID:      tailnet.PolicyID(r.ID),
+		Text:    r.Text,
+		Author:  r.Author,
+		Comment: r.Comment,
+		Created: f.parseTime("created_at", r.CreatedAt),
 	}, f.err()
 }
 

@@ -39,15 +39,19 @@ func sampleKey() *tailnet.PreAuthKey {
 		Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
 }
 
+func samplePolicy() *tailnet.PolicyVersion {
+	return &tailnet.PolicyVersion{ID: 4, Text: "// nothing\n{}", Author: "hans", Comment: "opens all", Created: t0}
+}
+
 func samplePresence() tailnet.Presence {
 	return tailnet.Presence{Online: true, LastSeen: t0, Primary: []netip.Prefix{prefixOf("192.168.199.0/24")}}
 }
 
 func sampleChanges() *tailnet.Changes {
 	return &tailnet.Changes{
-		Tailnet:  &tailnet.Tailnet{ID: 1, Name: "office", LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3},
+		Tailnet:  &tailnet.Tailnet{ID: 1, Name: "office", LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3, LastPolicyID: 4},
 		PutNodes: []*tailnet.Node{sampleNode()}, PutUsers: []*tailnet.User{sampleUser()}, PutPreAuthKeys: []*tailnet.PreAuthKey{sampleKey()},
-		Why: []string{"a node joined", "sample"}, When: t0,
+		PutPolicy: samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
 	}
 }
 
@@ -62,7 +66,7 @@ func TestEveryFieldIsStored(t *testing.T) {
 	d := openTest(t)
 	ch := sampleChanges()
 	login := testLogin("secret", t0)
-	for _, v := range []any{*ch.Tailnet, *ch.PutNodes[0], *ch.PutUsers[0], *ch.PutPreAuthKeys[0], samplePresence(), *login} {
+	for _, v := range []any{*ch.Tailnet, *ch.PutNodes[0], *ch.PutUsers[0], *ch.PutPreAuthKeys[0], *ch.PutPolicy, samplePresence(), *login} {
 		rv := reflect.ValueOf(v)
 		for i := range rv.NumField() {
 			if rv.Field(i).IsZero() {
@@ -77,7 +81,7 @@ func TestEveryFieldIsStored(t *testing.T) {
 	if err := d.PutLogin(ctx, login); err != nil {
 		t.Fatal(err)
 	}
-	want := &tailnet.Contents{Rev: 1, Tailnet: *ch.Tailnet, Nodes: ch.PutNodes, Users: ch.PutUsers, PreAuthKeys: ch.PutPreAuthKeys,
+	want := &tailnet.Contents{Rev: 1, Tailnet: *ch.Tailnet, Nodes: ch.PutNodes, Users: ch.PutUsers, PreAuthKeys: ch.PutPreAuthKeys, Policy: ch.PutPolicy,
 		Presence: map[tailnet.NodeID]tailnet.Presence{7: samplePresence()}}
 	if diff := diff(want, mustLoad(t, d, 1)); diff != "" {
 		t.Error(diff)
@@ -273,7 +277,7 @@ func TestModel(t *testing.T) {
 		}
 		m := &model{tailnet: tailnet.Tailnet{ID: 1, Name: "default"}, nodes: map[tailnet.NodeID]*tailnet.Node{}, users: map[tailnet.UserID]*tailnet.User{},
 			keys: map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{}, presence: map[tailnet.NodeID]tailnet.Presence{}}
-		if err := d.write.Exec("UPDATE tailnets SET rev = 0, name = 'default', last_node_id = 0, last_user_id = 0, last_pre_auth_key_id = 0").Error; err != nil {
+		if err := d.write.Exec("UPDATE tailnets SET rev = 0, name = 'default', last_node_id = 0, last_user_id = 0, last_pre_auth_key_id = 0, last_policy_id = 0").Error; err != nil {
 			t.Fatal(err)
 		}
 		for i := range 6 {

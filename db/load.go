@@ -39,6 +39,11 @@ func load(tx *gorm.DB, id tailnet.ID) (*tailnet.Contents, error) {
 	c.PreAuthKeys, faults = loadAll(tx, id, "id", faults, (*preAuthKeyRow).domain)
 	c.Nodes, faults = loadAll(tx, id, "id", faults, (*nodeRow).domain)
 
+	newest, faults := policies(tx, id, 1, faults)
+	if len(newest) > 0 {
+		c.Policy = newest[0]
+	}
+
 	type pair struct {
 		node tailnet.NodeID
 		p    tailnet.Presence

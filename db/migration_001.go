@@ -10,11 +10,22 @@ CREATE TABLE tailnets (
 	last_node_id         BIGINT NOT NULL,
 	last_user_id         BIGINT NOT NULL,
 	last_pre_auth_key_id BIGINT NOT NULL,
+	last_policy_id       BIGINT NOT NULL,
 	created_at           TEXT
 );
 
-INSERT INTO tailnets (id, name, rev, last_node_id, last_user_id, last_pre_auth_key_id, created_at)
-	VALUES (1, 'default', 0, 0, 0, 0, ?);
+INSERT INTO tailnets (id, name, rev, last_node_id, last_user_id, last_pre_auth_key_id, last_policy_id, created_at)
+	VALUES (1, 'default', 0, 0, 0, 0, 0, ?);
+
+CREATE TABLE policies (
+	tailnet_id BIGINT NOT NULL REFERENCES tailnets (id),
+	id         BIGINT NOT NULL,
+	text       TEXT   NOT NULL,
+	author     TEXT   NOT NULL,
+	comment    TEXT   NOT NULL,
+	created_at TEXT,
+	PRIMARY KEY (tailnet_id, id)
+);
 
 CREATE TABLE users (
 	tailnet_id   BIGINT NOT NULL REFERENCES tailnets (id),

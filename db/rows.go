@@ -10,6 +10,7 @@ type tailnetRow struct {
 	LastNodeID       int64
 	LastUserID       int64
 	LastPreAuthKeyID int64
+	LastPolicyID     int64
 }
 
 func (tailnetRow) TableName() string { return "tailnets" }
@@ -25,6 +26,17 @@ type userRow struct {
 }
 
 func (userRow) TableName() string { return "users" }
+
+type policyRow struct {
+	TailnetID int64 `gorm:"primaryKey;autoIncrement:false"`
+	ID        int64 `gorm:"primaryKey;autoIncrement:false"`
+	Text      string
+	Author    string
+	Comment   string
+	CreatedAt *string
+}
+
+func (policyRow) TableName() string { return "policies" }
 
 type preAuthKeyRow struct {
 	TailnetID int64 `gorm:"primaryKey;autoIncrement:false"`

@@ -8,6 +8,7 @@ import (
 
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/routes"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -35,10 +36,10 @@ func (r routers) add(n *tailnet.Node) {
 
 // load builds the snapshot of c from nothing, with the policy, DNS and DERP of prev and who prev knew to be online. It
 // also renews what the writer keeps beside the snapshot.
-func (st *State) load(c *tailnet.Contents, prev *Snapshot) *Snapshot {
+func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled) *Snapshot {
 	sn := &Snapshot{
 		Seq: prev.Seq + 1, Rev: c.Rev, Tailnet: c.Tailnet,
-		Policy: prev.Policy, DNS: prev.DNS, DERP: prev.DERP,
+		Policy: pol, Text: c.Policy, DNS: prev.DNS, DERP: prev.DERP,
 		users: c.Users, keys: c.PreAuthKeys,
 		index: index{
 			byKey:     make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes)),
@@ -86,7 +87,7 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot) *Snapshot {
 func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	sn := &Snapshot{
 		Seq: base.Seq + 1, Rev: rev, Tailnet: tx.tailnet,
-		Policy: base.Policy, Routes: base.Routes, DNS: base.DNS, DERP: base.DERP,
+		Policy: base.Policy, Text: base.Text, Routes: base.Routes, DNS: base.DNS, DERP: base.DERP,
 		nodes: base.nodes, users: base.users, keys: base.keys, index: base.index,
 		superseded: make(chan struct{}),
 	}
@@ -114,6 +115,11 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		} else {
 			sn.byMachine[k] = ids
 		}
+	}
+
+	sn.Policy = st.derivePolicy(base, tx, sn.users)
+	if tx.text != nil {
+		sn.Text = tx.text
 	}
 
 	changed := map[tailnet.NodeID]*Node{} // nil: deleted
@@ -151,6 +157,13 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	}
 	for id := range tx.presence {
 		touch(id)
+	}
+	if !sn.Policy.SameRules(base.Policy) || len(tx.users) > 0 { // then nodes that did not change may be of another class
+		for _, n := range base.nodes {
+			if _, changed := tx.users[n.User]; changed || sn.Policy.ClassOf(n.Node) != n.Class {
+				touch(n.ID)
+			}
+		}
 	}
 
 	prefixes = tailnet.SortPrefixes(prefixes)

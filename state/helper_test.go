@@ -20,6 +20,7 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state/statetest"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -231,7 +232,7 @@ func scratch(c *tailnet.Contents, like *Snapshot) (*Snapshot, routers) {
 		}
 	}
 	slices.SortFunc(prev.nodes, func(a, b *Node) int { return cmp.Compare(a.ID, b.ID) })
-	return st.load(c, prev), st.routers
+	return st.load(c, prev, policy.AllowAll()), st.routers
 }
 
 // checkScratch fails if the published snapshot is not what a restart would make of the store.

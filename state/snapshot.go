@@ -45,6 +45,7 @@ type Snapshot struct {
 
 	Tailnet tailnet.Tailnet
 	Policy  *policy.Compiled
+	Text    *tailnet.PolicyVersion // that Policy was made from; nil: nobody has set one
 	Routes  *routes.Table
 	DNS     *dns.Settings
 	DERP    *DERPMaps

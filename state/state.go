@@ -50,7 +50,10 @@ type Options struct {
 	Addressing Addressing
 	DNS        *dns.Settings
 	DERP       *DERPMaps
-	Policy     *policy.Compiled // nil: policy.AllowAll
+
+	PolicyOptions  policy.Options
+	PolicyFromFile bool           // the policy is PolicyFile and not what is stored
+	PolicyFile     *policy.Policy // nil: none, everybody reaches everybody
 
 	RestartGrace     time.Duration // how long nodes are presumed online after a start; 0: not at all
 	EphemeralTimeout time.Duration // how long an ephemeral node may be offline; 0: for ever
@@ -66,6 +69,9 @@ type State struct {
 	addressing Addressing
 	now        func() time.Time
 	log        *slog.Logger
+
+	policyOptions  policy.Options
+	policyFromFile bool
 
 	snapshot atomic.Pointer[Snapshot]
 	ops      chan *op
@@ -107,9 +113,6 @@ func Open(ctx context.Context, o Options) (*State, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if o.Policy == nil {
-		o.Policy = policy.AllowAll()
-	}
 	c, err := o.Store.Load(ctx, o.Tailnet)
 	if err != nil {
 		return nil, fmt.Errorf("reading the tailnet: %w", err)
@@ -120,7 +123,8 @@ func Open(ctx context.Context, o Options) (*State, error) {
 		ops: make(chan *op, maxGroup), stop: stop, stopped: run.Done(), gone: make(chan struct{}),
 		lowHost: 1, wake: make(chan struct{}, 1), dirty: map[tailnet.NodeID]struct{}{},
 	}
-	sn := st.load(c, &Snapshot{Policy: o.Policy, DNS: o.DNS, DERP: o.DERP})
+	st.policyOptions, st.policyFromFile = o.PolicyOptions, o.PolicyFromFile
+	sn := st.load(c, &Snapshot{DNS: o.DNS, DERP: o.DERP}, st.loadPolicy(ctx, c, o.PolicyFile))
 	st.presumed = map[tailnet.NodeID]struct{}{}
 	for _, n := range sn.nodes {
 		if n.Online {
@@ -242,7 +246,7 @@ func (st *State) commit(group []*op) {
 		if c, err = st.store.Load(ctx, st.id); err == nil {
 			// Published before anything else happens: what the writer keeps beside the snapshot (routers, lowHost) is the
 			// loaded one's from here on, whatever becomes of these updates.
-			loaded := st.load(c, base)
+			loaded := st.load(c, base, st.reloadPolicy(ctx, c, base))
 			st.publish(base, loaded)
 			base = loaded
 			tx, err = st.tryCommit(ctx, base, group)

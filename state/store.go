@@ -18,6 +18,12 @@ type Store interface {
 	// ErrConflict; any other error has written nothing either. Deleted nodes leave a tombstone.
 	Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error)
 
+	// Policies are the versions of the policy, the newest first, at most limit of them.
+	Policies(ctx context.Context, id tailnet.ID, limit int) ([]*tailnet.PolicyVersion, error)
+
+	// Policy is one version of the policy; a tailnet.NotFound error if there is none with this number.
+	Policy(ctx context.Context, id tailnet.ID, version tailnet.PolicyID) (*tailnet.PolicyVersion, error)
+
 	// SavePresence writes soft state, without a new Rev. Unknown ids are ignored.
 	SavePresence(ctx context.Context, id tailnet.ID, p map[tailnet.NodeID]tailnet.Presence) error
 

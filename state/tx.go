@@ -12,6 +12,7 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -29,6 +30,9 @@ type Tx struct {
 	presence map[tailnet.NodeID]presence
 	dns      *dns.Settings // nil: as before
 	derp     *DERPMaps     // nil: as before
+
+	rules *policy.Compiled       // the new rules, without the changes of this transaction; nil: as before
+	text  *tailnet.PolicyVersion // what rules were made from, if that is to be stored
 
 	// The index as the changes leave it; 0 means taken out. byMachine holds whole lists, sorted by id.
 	byKey     map[key.NodePublic]tailnet.NodeID
@@ -67,7 +71,7 @@ func newTx(st *State, base *Snapshot, now time.Time) *Tx {
 // run calls f and takes its changes back if it fails or panics.
 func (tx *Tx) run(f func(*Tx) error) (err error) {
 	tx.undo = tx.undo[:0]
-	tn, d, m, low, heard := tx.tailnet, tx.dns, tx.derp, tx.lowHost, len(tx.heard)
+	before := *tx
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in update: %v", p)
@@ -79,7 +83,8 @@ func (tx *Tx) run(f func(*Tx) error) (err error) {
 		for _, u := range slices.Backward(tx.undo) {
 			u()
 		}
-		tx.tailnet, tx.dns, tx.derp, tx.lowHost, tx.heard = tn, d, m, low, tx.heard[:heard]
+		tx.tailnet, tx.dns, tx.derp, tx.rules, tx.text = before.tailnet, before.dns, before.derp, before.rules, before.text
+		tx.lowHost, tx.heard = before.lowHost, before.heard
 	}()
 	return f(tx)
 }
@@ -401,7 +406,7 @@ func (tx *Tx) SetDERP(m *DERPMaps) { tx.derp = m }
 
 // changes is what the transaction would commit. Rows that are what they were are left out.
 func (tx *Tx) changes() *tailnet.Changes {
-	ch := &tailnet.Changes{When: tx.now}
+	ch := &tailnet.Changes{When: tx.now, PutPolicy: tx.text}
 	if tx.tailnet != tx.base.Tailnet {
 		ch.Tailnet = &tx.tailnet
 	}

@@ -53,11 +53,12 @@ func CleanText(s string) string {
 	return s
 }
 
-// CleanRoutes are the usable ones among the routes that a client advertises, masked, sorted and unique.
+// CleanRoutes are the usable ones among the routes that a client advertises, masked, sorted and unique. IPv4 written as
+// IPv6 (::ffff:0:0/96) is none: clients route and filter it as neither.
 func CleanRoutes(ps []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range ps {
-		if !p.IsValid() || insideTailnet(p) {
+		if !p.IsValid() || p.Addr().Is4In6() || insideTailnet(p) {
 			continue
 		}
 		out = append(out, p.Masked())

@@ -37,6 +37,8 @@ type (
 	UserID int64
 	// PreAuthKeyID identifies a pre-auth key within its tailnet.
 	PreAuthKeyID int64
+	// PolicyID numbers the versions of a tailnet's policy, from 1.
+	PolicyID int64
 	// Rev numbers the committed changes of one tailnet. It grows by one with each commit; 0 is "nothing committed yet".
 	Rev int64
 )
@@ -71,6 +73,7 @@ type Tailnet struct {
 	LastNodeID       NodeID
 	LastUserID       UserID
 	LastPreAuthKeyID PreAuthKeyID
+	LastPolicyID     PolicyID
 }
 
 // User owns nodes.
@@ -246,6 +249,15 @@ func (k *PreAuthKey) Usable(now time.Time) error {
 	return nil
 }
 
+// PolicyVersion is a text that is or was the tailnet's policy. Versions are never changed or removed.
+type PolicyVersion struct {
+	ID      PolicyID
+	Text    string // HuJSON, as it was given
+	Author  string // who set it, for people to read
+	Comment string // why, for people to read; may be empty
+	Created time.Time
+}
+
 // Login is a registration that waits for a person. It is not part of a snapshot: it lives in its own table until
 // somebody completes it or its time is over.
 type Login struct {
@@ -273,6 +285,7 @@ type Changes struct {
 	DeleteUsers    []UserID
 	PutPreAuthKeys []*PreAuthKey
 	DeletePreAuth  []PreAuthKeyID
+	PutPolicy      *PolicyVersion // nil: the policy stays
 
 	Why  []string  // one entry per change that was grouped into this commit
 	When time.Time // of the commit
@@ -280,7 +293,7 @@ type Changes struct {
 
 // Empty reports whether there is nothing to commit.
 func (c *Changes) Empty() bool {
-	return c.Tailnet == nil && len(c.PutNodes)+len(c.DeleteNodes)+len(c.PutUsers)+len(c.DeleteUsers)+
+	return c.Tailnet == nil && c.PutPolicy == nil && len(c.PutNodes)+len(c.DeleteNodes)+len(c.PutUsers)+len(c.DeleteUsers)+
 		len(c.PutPreAuthKeys)+len(c.DeletePreAuth) == 0
 }
 
@@ -291,6 +304,7 @@ type Contents struct {
 	Nodes       []*Node // sorted by id
 	Users       []*User // sorted by id
 	PreAuthKeys []*PreAuthKey
+	Policy      *PolicyVersion      // the newest; nil if none was ever set
 	Presence    map[NodeID]Presence // as saved last
 }
 
@@ -325,6 +339,9 @@ func ParseRoute(s string) (netip.Prefix, error) {
 			return netip.Prefix{}, Errorf(Invalid, "%q is an address, not a prefix: write %s", s, netip.PrefixFrom(a, a.BitLen()))
 		}
 		return netip.Prefix{}, Errorf(Invalid, "%q is not a prefix such as 192.168.199.0/24", s)
+	}
+	if p.Addr().Is4In6() {
+		return netip.Prefix{}, Errorf(Invalid, "%q is IPv4 written as IPv6: write it as IPv4, such as 192.168.199.0/24", s)
 	}
 	if m := p.Masked(); m != p {
 		return netip.Prefix{}, Errorf(Invalid, "%s has bits set behind its length: the prefix is %s", s, m)

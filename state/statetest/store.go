@@ -63,6 +63,7 @@ type contents struct {
 	users    map[tailnet.UserID]*tailnet.User
 	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
 	presence map[tailnet.NodeID]tailnet.Presence
+	policies []*tailnet.PolicyVersion // oldest first
 }
 
 // New returns a store with an empty tailnet tailnet.DefaultID.
@@ -89,6 +90,9 @@ func NewWith(c *tailnet.Contents) *Store {
 	}
 	for _, k := range c.PreAuthKeys {
 		s.c.keys[k.ID] = copyOf(k)
+	}
+	if c.Policy != nil {
+		s.c.policies = append(s.c.policies, copyOf(c.Policy))
 	}
 	return s
 }
@@ -193,7 +197,34 @@ func (c *contents) copy() *tailnet.Contents {
 	for _, id := range slices.Sorted(maps.Keys(c.keys)) {
 		out.PreAuthKeys = append(out.PreAuthKeys, copyOf(c.keys[id]))
 	}
+	if len(c.policies) > 0 {
+		out.Policy = copyOf(c.policies[len(c.policies)-1])
+	}
 	return out
+}
+
+// Policies implements state.Store.
+func (s *Store) Policies(_ context.Context, _ tailnet.ID, limit int) (out []*tailnet.PolicyVersion, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range slices.Backward(s.c.policies) {
+		if len(out) < limit {
+			out = append(out, copyOf(v))
+		}
+	}
+	return out, nil
+}
+
+// Policy implements state.Store.
+func (s *Store) Policy(_ context.Context, _ tailnet.ID, version tailnet.PolicyID) (*tailnet.PolicyVersion, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.c.policies {
+		if v.ID == version {
+			return copyOf(v), nil
+		}
+	}
+	return nil, tailnet.Errorf(tailnet.NotFound, "the policy has no version %d", version)
 }
 
 // Load implements state.Store.
@@ -273,6 +304,7 @@ func (s *Store) Intrude(f func(c *tailnet.Contents) *tailnet.Changes) tailnet.Re
 func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, error) {
 	next := contents{
 		rev: s.c.rev + 1, tailnet: s.c.tailnet, nodes: s.c.nodes, users: s.c.users, keys: s.c.keys, presence: s.c.presence,
+		policies: s.c.policies,
 	}
 	if ch.Empty() {
 		return 0, errors.New("statetest: an empty commit")
@@ -306,6 +338,9 @@ func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, er
 	}
 	for _, n := range ch.PutNodes {
 		next.nodes[n.ID] = copyNode(n)
+	}
+	if ch.PutPolicy != nil {
+		next.policies = append(slices.Clone(next.policies), copyOf(ch.PutPolicy))
 	}
 	s.c = next
 	if s.keep {
