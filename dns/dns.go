@@ -80,7 +80,7 @@ type Settings struct {
 	Base          string // base domain without dots at its ends, such as skein.internal
 	OverrideLocal bool   // Nameservers replace the resolvers of the client's own network
 	Nameservers   []string
-	Split         map[string][]string // suffix → resolvers; an empty list sends it to Nameservers
+	Split         map[string][]string // suffix → resolvers; with an empty list clients answer it themselves, from Records
 	Search        []string
 	Records       []Record
 }

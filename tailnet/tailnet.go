@@ -335,7 +335,7 @@ func SortPrefixes(ps []netip.Prefix) []netip.Prefix {
 func ParseRoute(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		if a, aerr := netip.ParseAddr(s); aerr == nil {
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" {
 			return netip.Prefix{}, Errorf(Invalid, "%q is an address, not a prefix: write %s", s, netip.PrefixFrom(a, a.BitLen()))
 		}
 		return netip.Prefix{}, Errorf(Invalid, "%q is not a prefix such as 192.168.199.0/24", s)
