@@ -334,6 +334,50 @@ func TestConnectionLimit(t *testing.T) {
 	ts.noConnections()
 }
 
+// Behind a trusted proxy connections count for the address that the proxy names.
+func TestForwardedConnections(t *testing.T) {
+	ts := newServer(t, func(o *Options) {
+		o.Limits.Connections = 1
+		o.Proxies = prefixes("127.0.0.0/8")
+	})
+	dial := func(from string) (*controlbase.Conn, int) {
+		t.Helper()
+		init, cont, err := controlbase.ClientDeferred(key.NewMachine(), ts.key.Public(), 142)
+		ts.must(err)
+		c, r, resp := ts.upgradeWith("POST", map[string]string{
+			"Connection": "upgrade", "Upgrade": upgradeTo, handshakeHeader: base64.StdEncoding.EncodeToString(init), "X-Forwarded-For": from,
+		})
+		if resp.StatusCode != http.StatusSwitchingProtocols {
+			return nil, resp.StatusCode
+		}
+		nc, err := cont(ts.ctx, &bufferedConn{c, r})
+		ts.must(err)
+		return nc, resp.StatusCode
+	}
+	first, _ := dial("198.51.100.7")
+	if _, status := dial("203.0.113.5, 198.51.100.7"); status != http.StatusTooManyRequests {
+		t.Errorf("the same address again, behind one that it made up: status %d, want 429", status)
+	}
+	second, status := dial("198.51.100.8")
+	if status != http.StatusSwitchingProtocols {
+		t.Fatalf("another address: status %d", status)
+	}
+	h2, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(second)
+	ts.must(err)
+	defer h2.Close()
+	req, err := http.NewRequestWithContext(ts.ctx, "GET", "https://skein/machine/whoami", nil)
+	ts.must(err)
+	resp, err := h2.RoundTrip(req)
+	ts.must(err)
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(b), `"198.51.100.8"`) {
+		t.Errorf("who am I: %s (%v)", b, err)
+	}
+	first.Close()
+	h2.Close()
+	ts.noConnections()
+}
+
 // Close does not wait for connections that do nothing, or that never begin to speak HTTP/2.
 func TestCloseEndsConnections(t *testing.T) {
 	ts := newServer(t, nil)
