@@ -26,6 +26,7 @@ require (
 	golang.org/x/term v0.46.0
 	golang.org/x/text v0.42.0
 	golang.org/x/time v0.16.0
+	golang.zx2c4.com/wireguard v0.0.0-20260522210424-ecfc5a8d5446
 	gorm.io/gorm v1.31.2
 	pgregory.net/rapid v1.3.0
 	tailscale.com v1.102.5
