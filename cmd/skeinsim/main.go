@@ -34,14 +34,13 @@ func main() {
 
 // settings are what the flags say beyond sim.Options.
 type settings struct {
-	o                sim.Options
-	process          sim.ProcessOptions
-	pid              int
-	keysFile         string
-	approve, policy  string
-	json             string
-	scenarios, keys  string
-	progressTerminal bool
+	o               sim.Options
+	process         sim.ProcessOptions
+	pid             int
+	keysFile        string
+	approve, policy string
+	json            string
+	scenarios, keys string
 }
 
 func parse(args []string, stderr io.Writer) (*settings, error) {
@@ -145,6 +144,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // run starts the server if that is asked for, and runs the scenarios.
 func (s *settings) run(ctx context.Context, stderr io.Writer) (*sim.Report, error) {
+	if err := s.o.Check(); err != nil {
+		return nil, err
+	}
 	s.o.Log = stderr
 	if f, ok := stderr.(*os.File); ok {
 		if st, err := f.Stat(); err == nil {
@@ -179,7 +181,7 @@ func (s *settings) run(ctx context.Context, stderr io.Writer) (*sim.Report, erro
 		s.o.Policy = sim.PolicyCommand(s.policy, p)
 	}
 	report, err := sim.Run(ctx, s.o)
-	if p != nil && (err != nil || report.Failed()) {
+	if p != nil && ctx.Err() == nil && (err != nil || report.Failed()) {
 		fmt.Fprintf(stderr, "The server said last:\n%s\n", p.Tail())
 	}
 	return report, err

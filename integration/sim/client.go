@@ -256,16 +256,10 @@ func (c *client) stream(h *h2conn, alive func()) error {
 	if err != nil {
 		return err
 	}
+	sink := &mapSink{c: c, alive: alive}
+	sink.response = response{d: c.s.decoder, use: func(m *message) { sink.fault = c.take(m) }}
 	return h.post("/machine/map", c.lbHeader(), body, &exchange{
-		frame: func(b []byte) error {
-			alive()
-			var fault error
-			if err := c.s.decoder.decode(b, func(m *message) { fault = c.take(m) }); err != nil {
-				c.s.fault("%s: %v", c.name, err)
-				return err
-			}
-			return fault
-		},
+		sink: sink,
 		done: func(status int, body []byte, err error) error {
 			c.mu.Lock()
 			leaving := c.leaving
@@ -276,6 +270,27 @@ func (c *client) stream(h *h2conn, alive func()) error {
 			return err
 		},
 	})
+}
+
+// mapSink takes the responses of one stream.
+type mapSink struct {
+	response
+	c     *client
+	alive func()
+	fault error
+}
+
+// take implements sink.
+func (m *mapSink) take(b []byte, left int) (int, error) {
+	if left == 0 {
+		m.alive()
+	}
+	used, err := m.response.take(b, left)
+	if err != nil {
+		m.c.s.fault("%s: %v", m.c.name, err)
+		return used, err
+	}
+	return used, m.fault
 }
 
 func (c *client) lbHeader() [][2]string { return [][2]string{{"ts-lb", c.node.String()}} }
@@ -500,8 +515,8 @@ func (c *client) checkLocked(gs *goals, m *message, now time.Time) {
 			if c.full && c.fullAt.After(g.begin) && c.peers >= g.want[c.index] {
 				g.hit(c.index, now)
 			}
-		case filtered:
-			if m != nil && (m.filter || len(m.peers) > 0 || len(m.removed) > 0) {
+		case told:
+			if m != nil {
 				g.hit(c.index, now)
 			}
 		}

@@ -28,6 +28,7 @@ type fake struct {
 	deaf   bool   // nothing is sent after the first map
 	mirror bool   // nodes are sent themselves as peers
 	drop   bool   // streams end after the first map
+	split  bool   // nodes with even ids and nodes with odd ids do not see each other
 	forget bool   // the first map says that the node's key has expired
 
 	key key.MachinePrivate
@@ -104,7 +105,11 @@ func (f *fake) machine(w http.ResponseWriter, r *http.Request) {
 		nodes, changed := f.nodes, f.changed
 		f.mu.Unlock()
 		var m tailcfg.MapResponse
+		self := nodes[slices.IndexFunc(nodes, func(n *tailcfg.Node) bool { return n.Key == req.NodeKey })].ID
 		for _, n := range nodes {
+			if f.split && (n.ID-self)%2 != 0 {
+				continue
+			}
 			if n.Key == req.NodeKey {
 				self := *n
 				if f.forget {
@@ -155,7 +160,7 @@ func against(t *testing.T, f *fake, timeout time.Duration, scenarios ...string) 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	return Run(ctx, Options{
-		URL: f.start(t), Keys: []string{"k"}, Clients: 12, Changes: 3, Flips: 2, Burst: 6, Joins: 1, Idle: 50 * time.Millisecond,
+		URL: f.start(t), Keys: []string{"k"}, Clients: 12, Partial: f.split, Changes: 3, Flips: 2, Burst: 6, Joins: 1, Idle: 50 * time.Millisecond,
 		Timeout: timeout, quiet: 40 * time.Millisecond, Scenarios: scenarios, Log: t.Output(),
 	})
 }

@@ -42,7 +42,6 @@ type message struct {
 	selfID    int64 // its id
 	gone      bool  // its key has expired: the server does not know this node any more
 	complete  bool  // peers is the complete list
-	filter    bool  // a packet filter is there
 	peers     [][]sighting
 	removed   []int32 // our clients
 }
@@ -122,58 +121,150 @@ func newDecoder(reg *registry) *decoder {
 
 func (d *decoder) close() { d.zstd.Close() }
 
-// scratch holds the text of glued responses while they are looked at.
-var scratch = sync.Pool{New: func() any { return new([]byte) }}
-
-// decode reads a response and hands it to use, after which the message must not be used any more.
+// decode reads a whole response and hands it to use, after which the message must not be used any more.
 func (d *decoder) decode(body []byte, use func(*message)) error {
-	parts, err := splitFrames(body)
+	n, err := frameSize(body)
 	if err != nil {
 		return err
 	}
-	if len(parts) == 1 || len(body) <= wholeSize {
-		r := d.read(body, func(r *reading) {
-			if r.msg = parse(r.text, nil, d.reg); r.msg == nil {
-				r.err = fmt.Errorf("a map response is not the JSON that is expected: %.200q", r.text)
-			}
-		})
-		if r.err == nil {
-			use(r.msg)
+	if n < len(body) && len(body) > wholeSize {
+		g := d.newGlued()
+		if err := g.takeAll(body); err != nil {
+			return err
 		}
-		return r.err
+		return g.finish(use)
 	}
+	r := d.read(body, func(r *reading) {
+		if r.msg = parse(r.text, nil, d.reg); r.msg == nil {
+			r.err = errNotMap(r.text)
+		}
+	})
+	if r.err == nil {
+		use(r.msg)
+	}
+	return r.err
+}
 
-	buf := scratch.Get().(*[]byte)
-	defer scratch.Put(buf)
-	text := (*buf)[:0]
-	var lists [][]sighting
-	for i, p := range parts {
-		if i == 0 || i == len(parts)-1 || len(p) < 128 {
-			if text, err = d.zstd.DecodeAll(p, text); err != nil {
-				return err
-			}
-			continue
+func errNotMap(text []byte) error {
+	return fmt.Errorf("a map response is not the JSON that is expected: %.200q", text)
+}
+
+// glued is a response in several zstd frames that is read while it arrives. finish must be called in the end.
+type glued struct {
+	d     *decoder
+	parts int
+	text  *[]byte      // what was not shared; from scratch
+	lists [][]sighting // what stood where text has {"":1}, {"":2}, ...
+}
+
+// scratch holds the text of glued responses while they are looked at.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
+
+func (d *decoder) newGlued() *glued {
+	g := &glued{d: d, text: scratch.Get().(*[]byte)}
+	*g.text = (*g.text)[:0]
+	return g
+}
+
+// take reads the zstd frames that are complete and returns how many bytes they are.
+func (g *glued) take(b []byte) (used int, err error) {
+	for {
+		n, err := frameSize(b[used:])
+		if errors.Is(err, errShort) {
+			return used, nil
 		}
-		r := d.read(p, func(r *reading) { r.list, r.isList = parseList(r.text, d.reg) })
-		switch {
-		case r.err != nil:
-			return r.err
-		case r.isList:
-			lists = append(lists, r.list)
-			text = append(text, `{"":`...)
-			text = strconv.AppendInt(text, int64(len(lists)), 10)
-			text = append(text, '}')
-		default:
-			text = append(text, r.text...)
+		if err == nil {
+			err = g.part(b[used : used+n])
 		}
+		if err != nil {
+			return used, err
+		}
+		used += n
 	}
-	*buf = text
-	m := parse(text, lists, d.reg)
+}
+
+// takeAll reads the rest of the response.
+func (g *glued) takeAll(b []byte) error {
+	used, err := g.take(b)
+	if err == nil && used < len(b) {
+		err = errZstd
+	}
+	return err
+}
+
+// smallPart is up to how many bytes a part is not worth sharing.
+const smallPart = 128
+
+func (g *glued) part(p []byte) (err error) {
+	if g.parts++; g.parts == 1 || len(p) < smallPart {
+		*g.text, err = g.d.zstd.DecodeAll(p, *g.text)
+		return err
+	}
+	r := g.d.read(p, func(r *reading) { r.list, r.isList = parseList(r.text, g.d.reg) })
+	switch {
+	case r.err != nil:
+		return r.err
+	case r.isList:
+		g.lists = append(g.lists, r.list)
+		*g.text = append(*g.text, `{"":`...)
+		*g.text = strconv.AppendInt(*g.text, int64(len(g.lists)), 10)
+		*g.text = append(*g.text, '}')
+	default:
+		*g.text = append(*g.text, r.text...)
+	}
+	if len(*g.text) > maxText {
+		return errors.New("a map response is too large")
+	}
+	return nil
+}
+
+// finish reads what has been put together.
+func (g *glued) finish(use func(*message)) error {
+	defer scratch.Put(g.text)
+	m := parse(*g.text, g.lists, g.d.reg)
 	if m == nil {
-		return fmt.Errorf("a map response is not the JSON that is expected: %.200q", text)
+		return errNotMap(*g.text)
 	}
 	use(m)
 	return nil
+}
+
+// response is the sink for one stream's responses: small ones are read whole, glued ones part by part, so that a fleet
+// that gets its full maps at once does not hold them all in memory.
+type response struct {
+	d     *decoder
+	glued *glued // nil: none has begun
+	use   func(*message)
+}
+
+// take gets what has arrived of a response and was not used; left bytes are still to come.
+func (r *response) take(b []byte, left int) (used int, err error) {
+	if r.glued == nil {
+		if left == 0 {
+			return len(b), r.d.decode(b, r.use)
+		}
+		if len(b)+left <= wholeSize {
+			return 0, nil
+		}
+		n, err := frameSize(b)
+		if errors.Is(err, errShort) || err == nil && n == len(b)+left {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		r.glued = r.d.newGlued()
+	}
+	if left > 0 {
+		return r.glued.take(b)
+	}
+	g := r.glued
+	r.glued = nil
+	err = g.takeAll(b)
+	if err == nil {
+		err = g.finish(r.use)
+	}
+	return len(b), err
 }
 
 // read decompresses b and has f look at the text, unless somebody had the same bytes before.
@@ -277,8 +368,6 @@ func parse(text []byte, lists [][]sighting, reg *registry) *message {
 			if len(list) > 0 {
 				m.peers = append(m.peers, list)
 			}
-		case "PacketFilter", "PacketFilters":
-			m.filter = string(c.raw()) != "null"
 		default:
 			c.raw()
 		}
@@ -355,38 +444,25 @@ func boolean(b []byte) int8 {
 	return 0
 }
 
-var errZstd = errors.New("a map response is not compressed with zstd, or is cut off")
+var (
+	errZstd  = errors.New("a map response is not compressed with zstd, or is cut off")
+	errShort = fmt.Errorf("%w: bytes are missing", errZstd)
+)
 
-// splitFrames cuts b where a new zstd frame begins (RFC 8878, section 3.1), without decompressing. There is at least one
-// part.
-func splitFrames(b []byte) (parts [][]byte, err error) {
-	for len(b) > 0 {
-		n, err := frameSize(b)
-		if err != nil {
-			return nil, err
-		}
-		parts = append(parts, b[:n])
-		b = b[n:]
-	}
-	if len(parts) == 0 {
-		return nil, errZstd
-	}
-	return parts, nil
-}
-
-// frameSize is the number of bytes of the zstd frame that b begins with.
+// frameSize is the number of bytes of the zstd frame that b begins with (RFC 8878, section 3.1), which is found without
+// decompressing it. errShort: b does not hold all of it.
 func frameSize(b []byte) (int, error) {
 	if len(b) < 5 {
-		return 0, errZstd
+		return 0, errShort
 	}
 	magic := binary.LittleEndian.Uint32(b)
 	if magic&0xfffffff0 == 0x184d2a50 { // skippable
 		if len(b) < 8 {
-			return 0, errZstd
+			return 0, errShort
 		}
 		n := 8 + int64(binary.LittleEndian.Uint32(b[4:]))
 		if n > int64(len(b)) {
-			return 0, errZstd
+			return 0, errShort
 		}
 		return int(n), nil
 	}
@@ -408,7 +484,7 @@ func frameSize(b []byte) (int, error) {
 	n += content
 	for last := false; !last; {
 		if n+3 > len(b) {
-			return 0, errZstd
+			return 0, errShort
 		}
 		h := uint32(b[n]) | uint32(b[n+1])<<8 | uint32(b[n+2])<<16
 		last = h&1 == 1
@@ -425,7 +501,7 @@ func frameSize(b []byte) (int, error) {
 		n += 4
 	}
 	if n > len(b) {
-		return 0, errZstd
+		return 0, errShort
 	}
 	return n, nil
 }

@@ -2,9 +2,12 @@ package sim
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,17 +59,17 @@ func TestDecodeKinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	m, all := decoded(t, d, sealed(string(first)))
-	if !m.self || m.selfID != 9 || m.gone || !m.complete || !m.filter || len(all) != 2 || all[0].who != 4 || all[1].who != stranger || all[0].patch {
+	if !m.self || m.selfID != 9 || m.gone || !m.complete || len(all) != 2 || all[0].who != 4 || all[1].who != stranger || all[0].patch {
 		t.Errorf("first map: %+v %+v", m, all)
 	}
 	m, all = decoded(t, d, sealed(`{"PeersChangedPatch":[{"NodeID":7,"Endpoints":["198.18.0.1:1"],"Online":false}],"PeersRemoved":[7,8],"OnlineChange":{"7":true}}`))
 	if len(all) != 2 || !all[0].patch || all[0].who != 4 || all[0].online != -1 || string(all[0].endpoints) != `["198.18.0.1:1"]` || all[1].online != 1 {
 		t.Errorf("patch: %+v", all)
 	}
-	if !reflect.DeepEqual(m.removed, []int32{4}) || m.complete || m.filter {
+	if !reflect.DeepEqual(m.removed, []int32{4}) || m.complete {
 		t.Errorf("patch: %+v", m)
 	}
-	if m, _ := decoded(t, d, sealed(`{"Node":{"ID":9,"KeyExpiry":"2020-01-01T00:00:00Z"},"Peers":[],"PacketFilter":null}`)); !m.gone || m.complete || m.filter {
+	if m, _ := decoded(t, d, sealed(`{"Node":{"ID":9,"KeyExpiry":"2020-01-01T00:00:00Z"},"Peers":[],"PacketFilter":null}`)); !m.gone || m.complete {
 		t.Errorf("expired: %+v", m)
 	}
 	for _, bad := range []string{`[]`, `{"Peers":[`, `{"Peers":[{"ID":1}`, `{"a":1}{"b":2}`, ``} {
@@ -139,8 +142,70 @@ func TestForgetting(t *testing.T) {
 	}
 }
 
-// FuzzSplitFrames checks that what is cut decodes to the same as the whole, and that nothing panics.
-func FuzzSplitFrames(f *testing.F) {
+// TestArriving feeds responses in pieces of all sizes: what is said must not depend on it.
+func TestArriving(t *testing.T) {
+	reg := newRegistry()
+	d := newDecoder(reg)
+	defer d.close()
+	var peers []string
+	for i := range 3000 {
+		k := key.NewNode().Public()
+		reg.add(k.String(), int32(i))
+		peers = append(peers, fmt.Sprintf(`{"ID":%d,"Key":%q,"DiscoKey":%q}`, i+1, k, key.NewDisco().Public()))
+	}
+	glued := sealed(`{"Node":{"ID":1},"Peers":[` + peers[0])
+	for p := range slices.Chunk(peers[1:], 64) {
+		glued = append(append(glued, sealed(",")...), sealed(strings.Join(p, ","))...)
+	}
+	glued = append(glued, sealed("]}")...)
+	for name, body := range map[string][]byte{
+		"glued":       glued,
+		"large":       sealed(`{"Node":{"ID":1},"Peers":[` + strings.Join(peers, ",") + "]}"),
+		"small":       sealed(`{"Node":{"ID":1},"Peers":[{"ID":1}]}`),
+		"small parts": append(sealed(`{"Node":{"ID":1},"Peers":[`), sealed(`{"ID":1}]}`)...),
+	} {
+		_, want := decoded(t, d, body)
+		for _, step := range []int{1, 7, 500, 4077, 16384, len(body)} {
+			if step == 1 && len(body) > 1000 {
+				continue
+			}
+			var got []sighting
+			messages, most := 0, 0
+			r := response{d: d, use: func(m *message) {
+				messages++
+				for _, l := range m.peers {
+					got = append(got, l...)
+				}
+			}}
+			stream := append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...)
+			stream = append(stream, stream...)
+			var a assembler
+			for from := 0; from < len(stream); from += step {
+				n := min(step, len(stream)-from)
+				if err := a.read(bytes.NewReader(stream[from:from+n]), n, &r); err != nil {
+					t.Fatalf("%s in steps of %d: %v", name, step, err)
+				}
+				if a.body != nil {
+					most = max(most, len(*a.body))
+				}
+			}
+			if messages != 2 || len(got) != 2*len(want) {
+				t.Fatalf("%s in steps of %d: %d messages, %d peers, want %d", name, step, messages, len(got), 2*len(want))
+			}
+			for i, s := range got {
+				if w := want[i%len(want)]; s.id != w.id || s.who != w.who {
+					t.Fatalf("%s in steps of %d: peer %d is %+v, want %+v", name, step, i, s, w)
+				}
+			}
+			if name == "glued" && most > len(body)/4 && step < len(body)/8 {
+				t.Errorf("in steps of %d, %d of %d bytes were held", step, most, len(body))
+			}
+		}
+	}
+}
+
+// FuzzFrameSize checks that what is cut decodes to the same as the whole, and that nothing panics.
+func FuzzFrameSize(f *testing.F) {
 	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(1<<20), zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		f.Fatal(err)
@@ -150,22 +215,24 @@ func FuzzSplitFrames(f *testing.F) {
 	f.Add([]byte{0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 7})
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		parts, err := splitFrames(b)
-		whole, werr := z.DecodeAll(b, nil)
+		whole, err := z.DecodeAll(b, nil)
 		if err != nil {
-			return
-		}
-		if !bytes.Equal(bytes.Join(parts, nil), b) {
-			t.Fatal("the parts are not the whole")
-		}
-		if werr != nil {
+			_, _ = frameSize(b)
 			return
 		}
 		var got []byte
-		for _, p := range parts {
-			if got, err = z.DecodeAll(p, got); err != nil {
+		for len(b) > 0 {
+			n, err := frameSize(b)
+			if err != nil {
+				t.Fatalf("what decodes is not understood: %v", err)
+			}
+			if _, err := frameSize(b[:n-1]); !errors.Is(err, errShort) {
+				t.Fatalf("a byte is missing, and the error is %v", err)
+			}
+			if got, err = z.DecodeAll(b[:n], got); err != nil {
 				t.Fatalf("a part of what decodes does not decode: %v", err)
 			}
+			b = b[n:]
 		}
 		if !bytes.Equal(got, whole) {
 			t.Fatal("the parts decode to something else")

@@ -20,7 +20,7 @@ const (
 	offline                 // it is said to be offline
 	endpoints               // its endpoints hold the mark
 	routed                  // its routes hold the mark
-	filtered                // a packet filter or any peer was sent; about no node
+	told                    // anything but a keep-alive was sent; about no node
 	fullMap                 // the viewer has had a full map since the beginning and sees as many as it should; about no node
 )
 
@@ -119,7 +119,7 @@ type board struct {
 // goals are immutable.
 type goals struct {
 	node  map[int32][]*goal
-	other []*goal // fullMap, filtered
+	other []*goal // fullMap, told
 }
 
 func (b *board) change(f func(*goals)) {
@@ -143,7 +143,7 @@ func (b *board) change(f func(*goals)) {
 func (b *board) add(list ...*goal) {
 	b.change(func(gs *goals) {
 		for _, g := range list {
-			if g.aspect == fullMap || g.aspect == filtered {
+			if g.aspect == fullMap || g.aspect == told {
 				gs.other = append(slices.Clone(gs.other), g)
 			} else {
 				gs.node[g.node] = append(slices.Clone(gs.node[g.node]), g)

@@ -46,9 +46,8 @@ type block struct {
 type exchange struct {
 	// done is called once, when the response is complete or cannot come any more (err). Its error ends the connection.
 	done func(status int, body []byte, err error) error
-	// frame, if not nil, gets each length-prefixed message of a response with status 200, instead of done getting the
-	// body. The message may not be kept. Its error ends the connection.
-	frame func(message []byte) error
+	// sink, if not nil, gets the length-prefixed messages of a response with status 200, instead of done getting the body.
+	sink sink
 
 	status int
 	body   []byte
@@ -320,8 +319,8 @@ func (c *h2conn) readData(size int, flags http2.Flags, stream uint32) error {
 	switch {
 	case ex == nil:
 		_, err = io.CopyN(io.Discard, c.rw, int64(left))
-	case ex.frame != nil && ex.status == 200:
-		err = ex.part.read(c.rw, left, ex.frame)
+	case ex.sink != nil && ex.status == 200:
+		err = ex.part.read(c.rw, left, ex.sink)
 	default:
 		keep := min(left, maxAnswer-len(ex.body))
 		ex.body = append(ex.body, make([]byte, keep)...)
@@ -358,19 +357,26 @@ func (c *h2conn) readData(size int, flags http2.Flags, stream uint32) error {
 	return nil
 }
 
+// sink takes messages while they arrive.
+type sink interface {
+	// take gets what has arrived of a message and was not used before; left bytes are still to come. It returns how many
+	// bytes it does not need again, which is all if nothing is left. It may not keep b. Its error ends the connection.
+	take(b []byte, left int) (used int, err error)
+}
+
 // assembler puts length-prefixed messages together: four bytes, little endian, then the message.
 type assembler struct {
 	head [4]byte
 	have int     // bytes of head
-	body *[]byte // from messages; nil: the head is not complete
-	got  int     // bytes of body
+	body *[]byte // what the sink has not used, from messages; nil: the head is not complete
+	left int     // bytes of the message that are still to come
 }
 
-// messages are buffers for responses that are being received.
+// messages are buffers for messages that are being received.
 var messages = sync.Pool{New: func() any { return new([]byte) }}
 
 // read takes n bytes from r.
-func (a *assembler) read(r io.Reader, n int, message func([]byte) error) error {
+func (a *assembler) read(r io.Reader, n int, to sink) error {
 	for n > 0 {
 		if a.body == nil {
 			k := min(n, len(a.head)-a.have)
@@ -381,32 +387,31 @@ func (a *assembler) read(r io.Reader, n int, message func([]byte) error) error {
 			if a.have += k; a.have < len(a.head) {
 				return nil
 			}
-			size := int(binary.LittleEndian.Uint32(a.head[:]))
-			if size == 0 || size > maxFrame {
-				return fmt.Errorf("a map response of %d bytes", size)
+			a.left = int(binary.LittleEndian.Uint32(a.head[:]))
+			if a.left == 0 || a.left > maxFrame {
+				return fmt.Errorf("a map response of %d bytes", a.left)
 			}
-			a.body, a.got = messages.Get().(*[]byte), 0
-			if cap(*a.body) < size {
-				// Grown as the bytes arrive, so that a length alone costs nothing.
-				*a.body = make([]byte, 0, min(size, 1<<20))
-			}
+			a.body = messages.Get().(*[]byte)
 			*a.body = (*a.body)[:0]
 		}
-		size := int(binary.LittleEndian.Uint32(a.head[:]))
-		k := min(n, size-a.got)
-		*a.body = slices.Grow(*a.body, k)[:a.got+k]
-		if _, err := io.ReadFull(r, (*a.body)[a.got:]); err != nil {
+		k := min(n, a.left)
+		at := len(*a.body)
+		*a.body = slices.Grow(*a.body, k)[:at+k]
+		if _, err := io.ReadFull(r, (*a.body)[at:]); err != nil {
 			return err
 		}
-		n -= k
-		if a.got += k; a.got < size {
-			return nil
+		n, a.left = n-k, a.left-k
+		if k == 0 {
+			continue // the message begins in the next frame
 		}
-		err := message(*a.body)
-		messages.Put(a.body)
-		a.body, a.have = nil, 0
+		used, err := to.take(*a.body, a.left)
 		if err != nil {
 			return err
+		}
+		*a.body = (*a.body)[:copy(*a.body, (*a.body)[used:])]
+		if a.left == 0 {
+			messages.Put(a.body)
+			a.body, a.have = nil, 0
 		}
 	}
 	return nil

@@ -42,6 +42,16 @@ func serveH2(t *testing.T, h http.HandlerFunc) (c *h2conn, ended chan error) {
 	return c, ended
 }
 
+// whole is a sink for whole messages.
+type whole func([]byte) error
+
+func (f whole) take(b []byte, left int) (int, error) {
+	if left > 0 {
+		return 0, nil
+	}
+	return len(b), f(b)
+}
+
 type answer struct {
 	status int
 	body   string
@@ -127,13 +137,13 @@ func TestH2Stream(t *testing.T) {
 	done := make(chan answer, 1)
 	stop := errors.New("stop")
 	err := c.post("/", nil, nil, &exchange{
-		frame: func(m []byte) error {
+		sink: whole(func(m []byte) error {
 			if len(m) != 1+n*37%300000 || m[0] != byte(n) || m[len(m)-1] != byte(n) {
 				return fmt.Errorf("message %d has %d bytes of %d", n, len(m), m[0])
 			}
 			n, bytesRead = n+1, bytesRead+len(m)+4
 			return nil
-		},
+		}),
 		done: func(status int, body []byte, err error) error {
 			done <- answer{status, string(body), err}
 			return stop
@@ -194,12 +204,12 @@ func FuzzH2(f *testing.F) {
 		}
 		done := 0
 		ex := &exchange{
-			frame: func(m []byte) error {
+			sink: whole(func(m []byte) error {
 				if len(m) > len(b) {
 					t.Fatalf("a message of %d bytes out of %d", len(m), len(b))
 				}
 				return nil
-			},
+			}),
 			done: func(int, []byte, error) error { done++; return nil },
 		}
 		if err := c.post("/", nil, nil, ex); err != nil {

@@ -202,13 +202,14 @@ func (p *Process) await(ctx context.Context) error {
 	}
 }
 
-// Tail is the end of what the server said.
+// Tail is the end of what the server said, a few lines.
 func (p *Process) Tail() string {
 	b, err := os.ReadFile(p.LogPath)
 	if err != nil {
 		return err.Error()
 	}
-	return string(b[max(0, len(b)-4000):])
+	lines := strings.SplitAfter(strings.TrimSpace(string(b[max(0, len(b)-8000):])), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "")
 }
 
 // makeKeys makes the pre-auth keys.

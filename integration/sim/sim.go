@@ -20,7 +20,7 @@
 //	change       the endpoints of one client change, until all others know; one client after the other
 //	online       one client goes away, until all others know, and comes back
 //	route        one route is approved, until all others know
-//	policy       a hook changes the policy, until all have been sent something
+//	policy       a hook changes the policy: until those whom it concerns have been sent something
 //	burst        100 clients change their endpoints at once
 //	churn        ephemeral nodes join and leave at a rate
 //	herd         all connections are cut at once, until all have their full map again
@@ -182,6 +182,18 @@ func (o *Options) defaults() {
 	o.Log = &lockedWriter{w: o.Log}
 }
 
+// Check says what is wrong with the options, as far as that can be known before there is a server.
+func (o Options) Check() error {
+	o.defaults()
+	if _, err := scenarioNames(o.Scenarios); err != nil {
+		return err
+	}
+	if o.Clients < 2 {
+		return errors.New("it takes two clients at least (-n)")
+	}
+	return raiseFileLimit(o.Clients + 4*int(o.ChurnRate*o.ChurnLife.Seconds()) + 100)
+}
+
 // lockedWriter serialises writes: progress and results come from two goroutines.
 type lockedWriter struct {
 	mu sync.Mutex
@@ -197,6 +209,9 @@ func (l *lockedWriter) Write(b []byte) (int, error) {
 // Run runs the scenarios and reports on them. The report is there also if an error comes with it: errors are what stops
 // the run; a scenario that did not reach its goal is said in the report.
 func Run(ctx context.Context, o Options) (*Report, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
 	o.defaults()
 	names, err := scenarioNames(o.Scenarios)
 	if err != nil {
@@ -204,12 +219,6 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	if len(o.Keys) == 0 {
 		return nil, errors.New("a pre-auth key is needed (-key)")
-	}
-	if o.Clients < 2 {
-		return nil, errors.New("it takes two clients at least (-n)")
-	}
-	if err := raiseFileLimit(o.Clients + 4*int(o.ChurnRate*o.ChurnLife.Seconds()) + 100); err != nil {
-		return nil, err
 	}
 	t, err := newTarget(ctx, o.URL, o.AllowRemote)
 	if err != nil {
@@ -244,11 +253,8 @@ func (s *Sim) run(names []string) (*Report, error) {
 		sc := scenarios[slices.IndexFunc(scenarios, func(sc scenario) bool { return sc.name == name })]
 		s.say("%s", name)
 		ctx, cancel := context.WithTimeout(s.ctx, s.o.Timeout+sc.takes(&s.o))
-		rows, err := sc.run(s, ctx)
+		rows := sc.run(s, ctx)
 		cancel()
-		if cause := context.Cause(s.ctx); cause != nil {
-			err = cause
-		}
 		for _, row := range rows {
 			row.Scenario, row.Clients = name, s.o.Clients
 			r.Rows = append(r.Rows, row)
@@ -258,7 +264,7 @@ func (s *Sim) run(names []string) (*Report, error) {
 		r.Faults = slices.Clone(s.faults)
 		s.mu.Unlock()
 		r.finish(s)
-		if err != nil {
+		if err := context.Cause(s.ctx); err != nil {
 			return r, err
 		}
 		if name == "join" && len(rows) > 0 && rows[len(rows)-1].Missing != "" {
