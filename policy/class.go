@@ -508,7 +508,7 @@ func (r *rules) facts(k *class) {
 	k.src, k.dst = newBits(len(r.items)), newBits(len(r.items))
 	for i := range r.items {
 		it := &r.items[i]
-		if k.isSource(r, it.src) {
+		if k.isSource(it.src) {
 			k.src.set(i)
 			k.self = k.self || it.self && !k.tagged
 		}
@@ -521,7 +521,7 @@ func (r *rules) facts(k *class) {
 }
 
 // isSource reports whether the node, or what is behind it, is in the set.
-func (k *class) isSource(r *rules, set int) bool { return k.in.has(set) || k.over.has(set) }
+func (k *class) isSource(set int) bool { return k.in.has(set) || k.over.has(set) }
 
 // isDestination reports whether the node has anything to do with it.
 func (k *class) isDestination(r *rules, it *item) bool {
@@ -530,7 +530,7 @@ func (k *class) isDestination(r *rules, it *item) bool {
 	}
 	for _, d := range it.dst {
 		if it.via >= 0 {
-			if k.routed(r, it, d.set) {
+			if k.routed(r, d.set) {
 				return true
 			}
 		} else if k.in.has(d.set) || k.over.has(d.set) || k.exit && r.sets[d.set].internet && it.caps == nil {
@@ -541,7 +541,7 @@ func (k *class) isDestination(r *rules, it *item) bool {
 }
 
 // routed reports whether the node's routes lead to the set. That is all that via is about.
-func (k *class) routed(r *rules, it *item, set int) bool {
+func (k *class) routed(r *rules, set int) bool {
 	s := r.sets[set]
 	return k.over.has(set) || k.exit && (s.internet || s.star) || s.star && len(k.routes) > 0
 }

@@ -508,6 +508,4 @@ type memo struct {
 	first   []int // item → the first item with the same sources and protocols
 	routers sync.Once
 	byRoute map[netip.Prefix][]*entry // routers of each subnet route, in the order of creation
-	subnets sync.Once
-	routes  []string // all approved subnet routes
 }

@@ -580,3 +580,44 @@ func reach(rules []tailcfg.FilterRule, src, dst netip.Addr, ports map[int]bool) 
 	}
 	return out
 }
+
+// TestFiltersOfCases: for all recorded cases the filters by name and by capability mean the same as the one by address.
+func TestFiltersOfCases(t *testing.T) {
+	for _, c := range loadCases(t) {
+		got := runCase(&c)
+		if got.err != nil {
+			continue
+		}
+		byCap := map[string][]string{}
+		for _, n := range got.nodes {
+			for _, name := range got.c.SourceCaps(got.c.ClassOf(n)) {
+				for _, a := range got.c.AddrsOf(n) {
+					byCap["cap:"+string(name)] = append(byCap["cap:"+string(name)], a.String())
+				}
+			}
+		}
+		for _, n := range got.nodes {
+			want := got.c.FilterFor(n)
+			for _, v := range []tailcfg.CapabilityVersion{capverNamedFilters, capverSourceCaps} {
+				var have []tailcfg.FilterRule
+				for _, rules := range got.c.Filters(n, v) {
+					for _, r := range rules {
+						var src []string
+						for _, s := range r.SrcIPs {
+							if strings.HasPrefix(s, "cap:") {
+								src = append(src, byCap[s]...)
+							} else {
+								src = append(src, s)
+							}
+						}
+						r.SrcIPs = src
+						have = append(have, r)
+					}
+				}
+				if diff := filterDiff(want, have); diff != "" {
+					t.Errorf("%s: %s: capver %d: %s", c.ID, n.Hostname, v, diff)
+				}
+			}
+		}
+	}
+}

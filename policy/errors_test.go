@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -77,8 +78,8 @@ func TestErrors(t *testing.T) {
 // TestErrorsTogether: all faults at once, in the order of the text.
 func TestErrorsTogether(t *testing.T) {
 	_, err := Parse([]byte("{\n\"acls\": [{\"action\": \"deny\", \"src\": [\"tag:x\"]}],\n\"bogus\": 1,\n\"groups\": {\"g\": []},\n}"))
-	es, ok := err.(Errors)
-	if !ok || len(es) != 4 {
+	var es Errors
+	if !errors.As(err, &es) || len(es) != 4 {
 		t.Fatalf("got %v", err)
 	}
 	for i, want := range []int{2, 2, 3, 4} {
@@ -132,8 +133,8 @@ func TestFailures(t *testing.T) {
 		"sshTests": [{"src": "bob@example.com", "dst": ["tag:server"], "accept": ["root"]}],
 	}`, Options{})
 	err := c.Test()
-	fs, ok := err.(Failures)
-	if !ok {
+	var fs Failures
+	if !errors.As(err, &fs) {
 		t.Fatal(err)
 	}
 	want := []string{

@@ -359,7 +359,7 @@ func (c *Compiled) dstIPs(e *entry, k *class, it *item, set int) []string {
 	s := c.rules.sets[set]
 	if it.via >= 0 {
 		switch {
-		case !k.routed(c.rules, it, set):
+		case !k.routed(c.rules, set):
 			return nil
 		case s.star:
 			var out []string

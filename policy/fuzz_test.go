@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/skein-vpn/skein/tailnet"
@@ -25,8 +26,8 @@ func FuzzParse(f *testing.F) {
 		if err == nil {
 			return
 		}
-		es, ok := err.(Errors)
-		if !ok || len(es) == 0 {
+		var es Errors
+		if !errors.As(err, &es) || len(es) == 0 {
 			t.Fatalf("error is %T: %v", err, err)
 		}
 		for _, e := range es {
