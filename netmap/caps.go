@@ -5,6 +5,7 @@ import "tailscale.com/tailcfg"
 // Capability names, in one place: the constants behind them move between versions of the module.
 const (
 	capFileSharing         = tailcfg.NodeCapability("https://tailscale.com/cap/file-sharing")
+	capSSH                 = tailcfg.NodeCapability("https://tailscale.com/cap/ssh")
 	capSuggestExitNode     = tailcfg.NodeCapability("suggest-exit-node")
 	capRandomizeClientPort = tailcfg.NodeCapability("randomize-client-port")
 )

@@ -1,6 +1,8 @@
 package netmap
 
 import (
+	"cmp"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -18,8 +20,9 @@ type step struct {
 	from, to *state.Snapshot
 
 	once    sync.Once
-	changed []*change // sorted by id; with all, every node of both
-	all     bool      // nodes may look different, themselves included, though their entries are the same
+	changed []*change        // sorted by id; with all, every node of both
+	all     bool             // nodes may look different, themselves included, though their entries are the same
+	renamed []tailnet.UserID // users that look different
 
 	mu     sync.Mutex
 	frames map[frameKey]*shared // guarded by mu
@@ -35,24 +38,33 @@ type change struct {
 	replace             bool     // or else the whole peer
 }
 
-// wholeIn is the whole peer as the snapshot to shows it.
-func (c *change) wholeIn(to *state.Snapshot) []byte {
-	c.wholeOnce.Do(func() { c.whole = marshal(peerNode(to, c.new)) })
+// wholeIn is the whole peer as the snapshot to shows it to an audience.
+func (c *change) wholeIn(to *state.Snapshot, a audience) []byte {
+	if !sameForAll(to, c.new) {
+		return marshal(peerNode(to, c.new, a))
+	}
+	c.wholeOnce.Do(func() { c.whole = marshal(peerNode(to, c.new, a)) })
 	return c.whole
 }
 
-// news is what those are told who saw the peer in from and see it in to.
-func (c *change) news(from, to *state.Snapshot) (patches [][]byte, replace bool) {
-	c.newsOnce.Do(func() {
-		ps, ok := patch(peerNode(from, c.old), peerNode(to, c.new))
-		if c.replace = !ok; c.replace {
-			return
-		}
-		for _, p := range ps {
-			c.patches = append(c.patches, marshal(p))
-		}
-	})
+// news is what those are told who saw the peer in from, as the audience before, and see it in to, as the audience after.
+func (c *change) news(from, to *state.Snapshot, before, after audience) (patches [][]byte, replace bool) {
+	if !sameForAll(from, c.old) || !sameForAll(to, c.new) {
+		return newsOf(peerNode(from, c.old, before), peerNode(to, c.new, after))
+	}
+	c.newsOnce.Do(func() { c.patches, c.replace = newsOf(peerNode(from, c.old, before), peerNode(to, c.new, after)) })
 	return c.patches, c.replace
+}
+
+func newsOf(was, is *tailcfg.Node) (patches [][]byte, replace bool) {
+	ps, ok := patch(was, is)
+	if !ok {
+		return nil, true
+	}
+	for _, p := range ps {
+		patches = append(patches, marshal(p))
+	}
+	return patches, false
 }
 
 func (c *change) id() tailnet.NodeID {
@@ -80,14 +92,14 @@ type shared struct {
 func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	st := e.step(from, to)
 	before, after := from.Node(v.Node), to.Node(v.Node)
-	if before != after || st.all {
+	if before != after || st.all || !to.Policy.Same(from.Policy, after.Node, v.Capver) {
 		o := e.own(st, v, before, after)
 		if o.empty() {
 			return Frame{}, false
 		}
 		return newFrame(seal(v.Compress, o.close())), true
 	}
-	k := frameKey{audienceOf(before), audienceOf(after), v.Compress, from.DERP.For(v.Capver), to.DERP.For(v.Capver)}
+	k := frameKey{audienceOf(from, before), audienceOf(to, after), v.Compress, from.DERP.For(v.Capver), to.DERP.For(v.Capver)}
 	st.mu.Lock()
 	s := st.frames[k]
 	if s == nil {
@@ -112,12 +124,13 @@ func (e *Encoder) own(st *step, v Viewer, before, after *state.Node) *object {
 		o.key("Node")
 		o.b = append(o.b, self...)
 	}
-	filter := marshal(st.to.Policy.FilterFor(after.Node))
-	if !slices.Equal(filter, marshal(st.from.Policy.FilterFor(before.Node))) {
-		o.key("PacketFilter")
-		o.b = append(o.b, filter...)
+	setFiltersAfter(o, st, before, after, v)
+	ssh := marshal(st.to.Policy.SSHFor(after.Node))
+	if !slices.Equal(ssh, marshal(st.from.Policy.SSHFor(before.Node))) {
+		o.key("SSHPolicy")
+		o.b = append(o.b, ssh...)
 	}
-	st.common(o, v, audienceOf(before), audienceOf(after), v.Node)
+	st.common(o, v, audienceOf(st.from, before), audienceOf(st.to, after), v.Node)
 	return o
 }
 
@@ -130,6 +143,9 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	var peers, patches [][]byte
 	var removed []tailcfg.NodeID
 	owners := map[tailnet.UserID]bool{}
+	for _, id := range st.renamed {
+		owners[id] = true
+	}
 	for _, c := range changed {
 		if c.id() == self && self != 0 {
 			if c.old.Owner() != c.new.Owner() {
@@ -142,13 +158,13 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 		case did && !does:
 			removed = append(removed, c.id().Tailcfg())
 		case !did && does:
-			peers = append(peers, c.wholeIn(st.to))
+			peers = append(peers, c.wholeIn(st.to, after))
 			owners[c.new.Owner()] = true
 		case did && does:
-			ps, replace := c.news(st.from, st.to)
+			ps, replace := c.news(st.from, st.to, before, after)
 			patches = append(patches, ps...)
 			if replace {
-				peers = append(peers, c.wholeIn(st.to))
+				peers = append(peers, c.wholeIn(st.to, after))
 				owners[c.new.Owner()] = true
 			}
 		}
@@ -171,11 +187,6 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 		o.set("PeersRemoved", removed)
 	}
 	o.list("PeersChangedPatch", patches)
-	for _, u := range st.to.Users() { // a renamed user; new ones come with their nodes
-		if old := st.from.User(u.ID); old != nil && old != u {
-			owners[u.ID] = true
-		}
-	}
 	o.list("UserProfiles", profilesOf(st.to, owners))
 }
 
@@ -216,10 +227,55 @@ func (e *Encoder) step(from, to *state.Snapshot) *step {
 	}
 	e.mu.Unlock()
 	st.once.Do(func() {
-		st.all = from.Policy != to.Policy || from.DNS.Base != to.DNS.Base || from.DERP.Home != to.DERP.Home
+		st.all = !from.Policy.SameRules(to.Policy) || from.DNS.Base != to.DNS.Base || from.DERP.Home != to.DERP.Home
 		st.changed = pairs(from.Nodes(), to.Nodes(), !st.all)
+		if !st.all && to.Policy.Policy() != nil {
+			st.changed = withRouters(st.changed, to)
+		}
+		st.renamed = renamed(from, to)
 	})
 	return st
+}
+
+// withRouters adds to the changes the routers that share a prefix with one that changed: where a policy steers viewers to
+// some of the routers, another one may carry the prefix for them now, though nothing about itself is different.
+func withRouters(changed []*change, to *state.Snapshot) []*change {
+	moved := map[netip.Prefix]bool{}
+	is := map[tailnet.NodeID]bool{}
+	for _, c := range changed {
+		is[c.id()] = true
+		for _, n := range []*state.Node{c.old, c.new} {
+			if n != nil {
+				for _, p := range n.ActiveRoutes() {
+					moved[p] = true
+				}
+			}
+		}
+	}
+	if len(moved) == 0 {
+		return changed
+	}
+	for _, n := range to.Nodes() {
+		if !is[n.ID] && slices.ContainsFunc(n.ActiveRoutes(), func(p netip.Prefix) bool { return moved[p] }) {
+			changed = append(changed, &change{old: n, new: n})
+		}
+	}
+	slices.SortFunc(changed, func(a, b *change) int { return cmp.Compare(a.id(), b.id()) })
+	return changed
+}
+
+// renamed are the users that are in both snapshots and look different; new ones come with their nodes.
+func renamed(from, to *state.Snapshot) (out []tailnet.UserID) {
+	was, is := from.Users(), to.Users()
+	if len(was) == len(is) && (len(is) == 0 || &was[0] == &is[0]) {
+		return nil
+	}
+	for _, u := range is {
+		if old := from.User(u.ID); old != nil && old != u {
+			out = append(out, u.ID)
+		}
+	}
+	return out
 }
 
 // derpMapAfter is m for a client that was sent had before: parts that are left out keep what they were, so those that are

@@ -1,6 +1,7 @@
 package netmap
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -18,9 +19,10 @@ type Encoder struct {
 	now  func() time.Time
 
 	mu     sync.Mutex
-	blocks map[blockKey]*block // guarded by mu
-	views  []*view             // guarded by mu: the newest last
-	steps  []*step             // guarded by mu: the newest last
+	blocks map[blockKey]*block     // guarded by mu
+	views  []*view                 // guarded by mu: the newest last
+	peers  map[tailnet.NodeID]peer // guarded by mu
+	steps  []*step                 // guarded by mu: the newest last
 }
 
 // New returns an Encoder; now is the clock that clients are told (tailcfg.MapResponse.ControlTime), nil for time.Now.
@@ -28,7 +30,7 @@ func New(o Options, now func() time.Time) *Encoder {
 	if now == nil {
 		now = time.Now
 	}
-	return &Encoder{opts: o, now: now, blocks: map[blockKey]*block{}}
+	return &Encoder{opts: o, now: now, blocks: map[blockKey]*block{}, peers: map[tailnet.NodeID]peer{}}
 }
 
 const (
@@ -39,14 +41,22 @@ const (
 // audience is what viewers must have in common to see the same peers alike.
 type audience struct {
 	class policy.Class
-	blind bool // not approved yet: sees nobody
+	user  tailnet.UserID // set if viewers of the class see their own user's devices in particular (autogroup:self)
+	blind bool           // not approved yet: sees nobody
 }
 
-func audienceOf(v *state.Node) audience { return audience{class: v.Class, blind: !v.Authorized} }
+func audienceOf(sn *state.Snapshot, v *state.Node) audience {
+	a := audience{class: v.Class, blind: !v.Authorized}
+	if sn.Policy.Personal(v.Class) {
+		a.user = v.User
+	}
+	return a
+}
 
 // sees reports whether viewers of this audience are told about n (in the snapshot that p belongs to).
 func (a audience) sees(p *policy.Compiled, n *state.Node) bool {
-	return n != nil && !a.blind && n.Published() && p.Sees(a.class, n.Class)
+	return n != nil && !a.blind && n.Published() &&
+		(p.Sees(a.class, n.Class) || a.user != 0 && n.User == a.user && p.SeesOwn(a.class, n.Class))
 }
 
 type blockKey struct {
@@ -59,10 +69,11 @@ type blockKey struct {
 type block struct {
 	once   sync.Once
 	nodes  []*state.Node
-	derp   int      // home region that was assumed
-	base   string   // domain that names were made with
-	json   [][]byte // one per node
-	sealed []byte   // all of them
+	derp   int             // home region that was assumed
+	base   string          // domain that names were made with
+	sn     *state.Snapshot // set if some peer's routes depend on more than these values: valid for this snapshot alone
+	json   [][]byte        // one per node
+	sealed []byte          // all of them
 }
 
 var comma = map[bool][]byte{false: []byte(","), true: seal(true, []byte(","))}
@@ -93,7 +104,7 @@ func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	if self == nil {
 		return Frame{}, false
 	}
-	vw := e.view(sn, viewKey{audienceOf(self), v.Compress, sn.DERP.For(v.Capver)})
+	vw := e.view(sn, viewKey{audienceOf(sn, self), v.Compress, sn.DERP.For(v.Capver)})
 
 	var o object
 	o.set("ControlTime", e.now().UTC())
@@ -101,7 +112,10 @@ func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 		o.set("Debug", tailcfg.Debug{DisableLogTail: true})
 	}
 	o.set("Node", e.selfNode(sn, self))
-	o.set("PacketFilter", sn.Policy.FilterFor(self.Node))
+	setFilters(&o, sn, self, v)
+	if sn.Policy.Policy() != nil {
+		o.set("SSHPolicy", sn.Policy.SSHFor(self.Node))
+	}
 	o.key("UserProfiles") // its own first: the others' follow in the shared part, where it may stand again
 	o.b = append(o.b, '[')
 	o.b = appendJoined(o.b, profilesOf(sn, map[tailnet.UserID]bool{self.Owner(): true}))
@@ -201,31 +215,61 @@ func (e *Encoder) block(sn *state.Snapshot, a audience, compress bool, run []*st
 	k := blockKey{a, blockIndex(run[0]), compress}
 	e.mu.Lock()
 	b := e.blocks[k]
-	if b == nil || b.derp != sn.DERP.Home || b.base != sn.DNS.Base || !slices.Equal(b.nodes, run) {
+	var only *state.Snapshot
+	if slices.ContainsFunc(run, func(n *state.Node) bool { return !sameForAll(sn, n) }) {
+		only = sn
+	}
+	if b == nil || b.derp != sn.DERP.Home || b.base != sn.DNS.Base || b.sn != only || !slices.Equal(b.nodes, run) {
 		if len(e.blocks) >= maxBlocks {
 			clear(e.blocks)
 		}
-		b = &block{nodes: run, derp: sn.DERP.Home, base: sn.DNS.Base}
+		b = &block{nodes: run, derp: sn.DERP.Home, base: sn.DNS.Base, sn: only}
 		e.blocks[k] = b
 	}
 	e.mu.Unlock()
 	b.once.Do(func() {
 		for _, n := range run {
-			b.json = append(b.json, marshal(peerNode(sn, n)))
+			b.json = append(b.json, e.peerJSON(sn, n, a))
 		}
 		b.sealed = seal(compress, appendJoined(nil, b.json))
 	})
 	return b
 }
 
+// peerJSON is n as the audience is shown it, encoded. Where that is the same for all, it is made once.
+func (e *Encoder) peerJSON(sn *state.Snapshot, n *state.Node, a audience) []byte {
+	if !sameForAll(sn, n) {
+		return marshal(peerNode(sn, n, a))
+	}
+	e.mu.Lock()
+	p := e.peers[n.ID]
+	e.mu.Unlock()
+	if p.node == n && p.derp == sn.DERP.Home && p.base == sn.DNS.Base {
+		return p.json
+	}
+	p = peer{node: n, derp: sn.DERP.Home, base: sn.DNS.Base, json: marshal(peerNode(sn, n, a))}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.peers) > 2*len(sn.Nodes())+blockPeers { // most are of nodes that are gone
+		clear(e.peers)
+	}
+	e.peers[n.ID] = p
+	return p.json
+}
+
+// peer is a node, encoded for all audiences alike.
+type peer struct {
+	node *state.Node
+	derp int
+	base string
+	json []byte
+}
+
 func profilesOf(sn *state.Snapshot, ids map[tailnet.UserID]bool) (out [][]byte) {
-	for _, u := range sn.Users() {
-		if ids[u.ID] {
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		if u := sn.User(id); u != nil {
 			out = append(out, marshal(profile(u)))
 		}
-	}
-	if ids[tailnet.TaggedDevices] {
-		out = append(out, marshal(profile(sn.User(tailnet.TaggedDevices))))
 	}
 	return out
 }

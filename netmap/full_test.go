@@ -34,7 +34,7 @@ func naive(w *world, sn *state.Snapshot, v Viewer) *tailcfg.MapResponse {
 		if n.ID == self.ID || n.DiscoKey.IsZero() || !n.Authorized || !self.Authorized {
 			continue
 		}
-		r.Peers = append(r.Peers, peerNode(sn, n))
+		r.Peers = append(r.Peers, peerNode(sn, n, audienceOf(sn, self)))
 		users[n.Owner()] = true
 	}
 	for id := range users {
@@ -242,7 +242,7 @@ func TestPeerNode(t *testing.T) {
 		Tags: []string{"tag:web"}, PrimaryRoutes: []netip.Prefix{aLAN}, LastSeen: &lastSeen, Online: &online, MachineAuthorized: true,
 		CapMap: tailcfg.NodeCapMap{"suggest-exit-node": nil},
 	}
-	if got := peerNode(sn, n); asText(got) != asText(want) {
+	if got := peerNode(sn, n, audience{}); asText(got) != asText(want) {
 		t.Errorf("peers are shown\n  %s\nwant\n  %s", asText(got), asText(want))
 	}
 
@@ -252,14 +252,14 @@ func TestPeerNode(t *testing.T) {
 		n.HomeDERP, n.Hostinfo, n.Expiry = 0, &tailcfg.Hostinfo{}, time.Time{}
 	})
 	sn = w.snapshot()
-	got := peerNode(sn, sn.Node(id))
+	got := peerNode(sn, sn.Node(id), audience{})
 	if got.Online == nil || !*got.Online || got.LastSeen != nil || got.HomeDERP != 901 || got.LegacyDERPString != "127.3.3.40:901" ||
 		len(got.CapMap) != 0 || len(got.PrimaryRoutes) != 0 || len(got.AllowedIPs) != 2 || !got.KeyExpiry.IsZero() || !got.Hostinfo.Valid() {
 		t.Errorf("online, without routes: %s", asText(got))
 	}
 	w.update(func(tx *state.Tx) error { tx.SetDERP(&state.DERPMaps{Current: relays(901, 902)}); return nil })
 	sn = w.snapshot()
-	if got := peerNode(sn, sn.Node(id)); got.HomeDERP != 0 || got.LegacyDERPString != "" {
+	if got := peerNode(sn, sn.Node(id), audience{}); got.HomeDERP != 0 || got.LegacyDERPString != "" {
 		t.Errorf("with two regions and no home: %s", asText(got))
 	}
 }

@@ -48,9 +48,9 @@ type Options struct {
 	RandomizeClientPort bool
 }
 
-// peerNode is n as its peers are shown it. Everything in it is the same for every viewer.
-func peerNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
-	out := commonNode(sn, n)
+// peerNode is n as viewers of an audience are shown it. Only routes differ between audiences.
+func peerNode(sn *state.Snapshot, n *state.Node, a audience) *tailcfg.Node {
+	out := commonNode(sn, n, sn.Policy.Routes(a.class, n.Node, sn.Carrier))
 	out.Endpoints = n.Endpoints
 	out.Machine = n.MachineKey
 	out.MachineAuthorized = true
@@ -60,24 +60,39 @@ func peerNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
 		seen := n.LastSeen.UTC().Truncate(time.Second)
 		out.LastSeen = &seen
 	}
-	if slices.ContainsFunc(n.Primary, tailnet.IsExitRoute) {
-		out.CapMap = tailcfg.NodeCapMap{capSuggestExitNode: nil}
+	out.CapMap = tailcfg.NodeCapMap{}
+	if slices.ContainsFunc(out.AllowedIPs, tailnet.IsExitRoute) {
+		out.CapMap[capSuggestExitNode] = nil
+	}
+	for _, c := range sn.Policy.SourceCaps(n.Class) {
+		out.CapMap[c] = nil
 	}
 	return out
+}
+
+// sameForAll reports whether peerNode gives the same for every audience.
+func sameForAll(sn *state.Snapshot, n *state.Node) bool {
+	return sn.Policy.Policy() == nil || len(n.ActiveRoutes()) == 0
 }
 
 // selfNode is n as it is shown itself. It leaves out what the client knows better (endpoints, whether it is online), so
 // that a roaming client is not made to rebuild its netmap.
 func (e *Encoder) selfNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
-	out := commonNode(sn, n)
+	out := commonNode(sn, n, n.Primary)
 	out.Machine = n.MachineKey
 	out.MachineAuthorized = n.Authorized
 	out.CapMap = e.selfCaps()
+	for c, v := range sn.Policy.AttrsFor(n.Node) {
+		out.CapMap[c] = v
+	}
+	if len(sn.Policy.SSHFor(n.Node).Rules) > 0 { // it lets `tailscale up --ssh` through
+		out.CapMap[capSSH] = nil
+	}
 	return out
 }
 
-// commonNode is what a node and its peers are told alike.
-func commonNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
+// commonNode is what a node and its peers are told alike. routes are those that it carries for whom it is shown to.
+func commonNode(sn *state.Snapshot, n *state.Node, routes []netip.Prefix) *tailcfg.Node {
 	out := &tailcfg.Node{
 		ID:           n.ID.Tailcfg(),
 		StableID:     tailcfg.StableNodeID(n.StableID),
@@ -99,11 +114,11 @@ func commonNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
 	if !n.Expiry.IsZero() {
 		out.KeyExpiry = n.Expiry.UTC().Truncate(time.Second)
 	}
-	for _, a := range n.Addrs() {
+	for _, a := range sn.Policy.AddrsOf(n.Node) {
 		out.Addresses = append(out.Addresses, netip.PrefixFrom(a, a.BitLen()))
 	}
-	out.AllowedIPs = append(slices.Clone(out.Addresses), n.Primary...)
-	for _, p := range n.Primary {
+	out.AllowedIPs = append(slices.Clone(out.Addresses), routes...)
+	for _, p := range routes {
 		if !tailnet.IsExitRoute(p) {
 			out.PrimaryRoutes = append(out.PrimaryRoutes, p)
 		}

@@ -158,9 +158,9 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	for id := range tx.presence {
 		touch(id)
 	}
-	if !sn.Policy.SameRules(base.Policy) || len(tx.users) > 0 { // then nodes that did not change may be of another class
+	if other := !sn.Policy.SameRules(base.Policy); other || len(tx.users) > 0 { // then nodes that did not change may be of another class
 		for _, n := range base.nodes {
-			if _, changed := tx.users[n.User]; changed || sn.Policy.ClassOf(n.Node) != n.Class {
+			if _, changed := tx.users[n.User]; changed || other {
 				touch(n.ID)
 			}
 		}
