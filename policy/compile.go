@@ -158,6 +158,28 @@ func Compile(p *Policy, users []*tailnet.User, nodes []*tailnet.Node, opts Optio
 	return c, nil
 }
 
+// UnknownUsers are the users that the policy names and the tailnet does not have, each once, with the line where it stands first.
+// They are no fault: people may be named before they come. They may also be misspelt.
+func (c *Compiled) UnknownUsers() (out []Warning) {
+	if c.allowAll {
+		return nil
+	}
+	known := map[string]bool{}
+	for _, u := range c.users {
+		for _, t := range c.rules.tokens(u.user) {
+			known[t] = true
+		}
+	}
+	for _, w := range c.rules.policy.users {
+		key := target{kind: kindUser, name: w.text}.key()
+		if !known[key] {
+			known[key] = true
+			out = append(out, Warning{c.rules.policy.d.line(w.off), fmt.Sprintf("no user of the tailnet is called %s", clip(w.text))})
+		}
+	}
+	return out
+}
+
 // groups turns the groups around: who asks is a user, who answers are the groups that hold it.
 func (r *rules) groups() {
 	r.parents, r.direct = map[string][]string{}, map[string][]string{}

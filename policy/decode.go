@@ -39,6 +39,7 @@ type Policy struct {
 	tests          []*accessTest
 	sshTests       []*sshTest
 	domains        []word // of user:*@DOMAIN and localpart:*@DOMAIN, to be checked against the tailnet's
+	users          []word // that are named anywhere
 }
 
 // Text is the policy as it was given to Parse.
@@ -221,12 +222,20 @@ func (p *Policy) targets(v value, side string) []target {
 			p.d.fail(w.off, w.path, "%s%v", side, err)
 			continue
 		}
-		if t.kind == kindDomain {
-			p.domains = append(p.domains, word{t.name, w.off, w.path})
-		}
+		p.note(t, w)
 		out = append(out, t)
 	}
 	return out
+}
+
+// note keeps what only the tailnet can judge.
+func (p *Policy) note(t target, w word) {
+	switch t.kind {
+	case kindDomain:
+		p.domains = append(p.domains, word{t.name, w.off, w.path})
+	case kindUser:
+		p.users = append(p.users, word{t.name, w.off, w.path})
+	}
 }
 
 func (p *Policy) decodeGroups(v value) {
@@ -244,10 +253,8 @@ func (p *Policy) decodeGroups(v value) {
 			switch {
 			case err != nil:
 				p.d.fail(w.off, w.path, "%v", err)
-			case t.kind == kindUser:
-				g.users = append(g.users, t)
-			case t.kind == kindDomain:
-				p.domains = append(p.domains, word{t.name, w.off, w.path})
+			case t.kind == kindUser, t.kind == kindDomain:
+				p.note(t, w)
 				g.users = append(g.users, t)
 			case t.kind == kindGroup:
 				g.groups = append(g.groups, t.name)

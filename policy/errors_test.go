@@ -105,6 +105,14 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+func TestUnknownUsers(t *testing.T) {
+	c, _ := small(t, `{"groups": {"group:a": ["ada@example.com", "eve@example.com"]},
+		"acls": [{"action": "accept", "src": ["bob@", "mal@example.com"], "dst": ["eve@example.com:22"]}]}`, Options{})
+	if got := fmt.Sprint(c.UnknownUsers()); got != "[{1 no user of the tailnet is called eve@example.com} {2 no user of the tailnet is called mal@example.com}]" {
+		t.Error(got)
+	}
+}
+
 func TestDomains(t *testing.T) {
 	p, err := Parse([]byte(`{"grants": [{"src": ["user:*@b.example"], "dst": ["*"], "ip": ["*"]}]}`))
 	if err != nil {

@@ -114,9 +114,7 @@ func (p *Policy) addDst(a *access, w word, host string, open []ports, star bool)
 		p.d.fail(w.off, w.path, "%v", err)
 		return
 	}
-	if t.kind == kindDomain {
-		p.domains = append(p.domains, word{t.name, w.off, w.path})
-	}
+	p.note(t, w)
 	a.dst = append(a.dst, destination{t, open})
 }
 
