@@ -69,7 +69,7 @@ func (e *refusal) Error() string { return "the server refused the registration: 
 func (c *client) run(ctx context.Context) {
 	defer close(c.done)
 	for failures := 0; ; {
-		err, full := c.session(ctx)
+		full, err := c.session(ctx)
 		c.mu.Lock()
 		c.err = err
 		leaving := c.leaving
@@ -100,27 +100,27 @@ func (c *client) run(ctx context.Context) {
 	}
 }
 
-// session is one connection from beginning to end. full reports whether it brought a full map.
-func (c *client) session(ctx context.Context) (err error, full bool) {
+// session is one connection from beginning to end. full reports whether it brought a full map; there is always an error.
+func (c *client) session(ctx context.Context) (full bool, err error) {
 	if err := c.mayDial(ctx); err != nil {
-		return err, false
+		return false, err
 	}
 	nc, err := c.s.target.dial(ctx, c.machine, &c.rx, &c.tx)
 	<-c.s.dials
 	if err != nil {
-		return err, false
+		return false, err
 	}
 	h, err := newH2(nc, c.s.target.url.Host)
 	if err != nil {
 		nc.Close()
-		return err, false
+		return false, err
 	}
 	_ = nc.SetReadDeadline(time.Now().Add(watchdog))
 	c.mu.Lock()
 	if c.gate != nil || ctx.Err() != nil {
 		c.mu.Unlock()
 		nc.Close()
-		return ctx.Err(), false
+		return false, ctx.Err()
 	}
 	c.conn, c.cutting, c.err = h, false, nil
 	registered, reported := c.registered, c.reported
@@ -160,7 +160,7 @@ func (c *client) session(ctx context.Context) (err error, full bool) {
 		c.s.lastLoss.Store(&lossReport{c.name, err})
 	}
 	c.conn, c.full = nil, false
-	return err, full
+	return full, err
 }
 
 // mayDial waits until the client may connect. On success the caller must take one from c.s.dials.
