@@ -95,7 +95,7 @@ func TestUniqueManyTimes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		host := rapid.SampledFrom([]string{"localhost", "", strings.Repeat("x", 80), strings.Repeat("x", 59) + "-yz", strings.Repeat("a-", 40)}).Draw(t, "host")
 		taken := map[string]bool{}
-		for range rapid.IntRange(1, 1200).Draw(t, "n") {
+		for range rapid.IntRange(1, 300).Draw(t, "n") {
 			l := Unique(Label(host), func(s string) bool { return taken[s] })
 			if err := CheckLabel(l); err != nil || taken[l] {
 				t.Fatalf("%q: taken %v, %v", l, taken[l], err)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/big"
 	"net/netip"
+	"slices"
 
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -131,4 +132,27 @@ func (tx *Tx) released(n *tailnet.Node) {
 			tx.lowHost = h
 		}
 	}
+}
+
+// UsePool moves the IPv4 address of a new node into the pool that the policy has for nodes like it, if there is one
+// (nodeAttrs.ipPool). n is changed. The error is Exhausted if the pool is full.
+func (tx *Tx) UsePool(n *tailnet.Node) error {
+	pools := tx.Policy().PoolFor(n)
+	if len(pools) == 0 || !n.IPv4.IsValid() {
+		return nil
+	}
+	for _, p := range pools {
+		for a := p.Masked().Addr(); p.Contains(a); a = a.Next() {
+			if isReserved(a) || !tx.st.addressing.Prefix4.Contains(a) || lookup(tx.byAddr, tx.base.byAddr, a) != 0 {
+				continue
+			}
+			n.IPv4 = a
+			return nil
+		}
+	}
+	return tailnet.Errorf(tailnet.Exhausted, "all addresses of the policy's pool %s are in use", tailnet.FormatPrefixes(pools))
+}
+
+func isReserved(a netip.Addr) bool {
+	return slices.ContainsFunc(reserved, func(r netip.Prefix) bool { return r.Contains(a) })
 }

@@ -162,8 +162,23 @@ func describe(sn *Snapshot, r routers) string {
 	for _, n := range sn.nodes {
 		row := n.Node.Clone()
 		row.StableID = ""
-		line("node %d %s online=%v seen=%v failing=%v steady=%v primary=%v class=%v", n.ID, text(row),
-			n.Online, n.LastSeen.UTC(), n.Failing, n.Steady, n.Primary, n.Class)
+		line("node %d %s online=%v seen=%v failing=%v steady=%v primary=%v", n.ID, text(row),
+			n.Online, n.LastSeen.UTC(), n.Failing, n.Steady, n.Primary)
+	}
+	if sn.Text != nil {
+		line("policy %s", text(sn.Text))
+	}
+	if p := sn.Policy.Policy(); p != nil { // classes are numbered as they come; what they mean is compared
+		line("rules %s", p.Text())
+		for _, a := range sn.nodes {
+			var sees []tailnet.NodeID
+			for _, b := range sn.nodes {
+				if sn.Policy.SeesNode(a.Node, b.Node) {
+					sees = append(sees, b.ID)
+				}
+			}
+			line("node %d sees %v and lets in %s", a.ID, sees, text(sn.Policy.FilterFor(a.Node)))
+		}
 	}
 	lines := func(what string, m map[string]any) {
 		for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -232,7 +247,43 @@ func scratch(c *tailnet.Contents, like *Snapshot) (*Snapshot, routers) {
 		}
 	}
 	slices.SortFunc(prev.nodes, func(a, b *Node) int { return cmp.Compare(a.ID, b.ID) })
-	return st.load(c, prev, policy.AllowAll()), st.routers
+	return st.load(c, prev, like.Policy), st.routers
+}
+
+// checkPolicy fails if the snapshot's policy, which was kept up with every change, or the classes of its nodes are not what
+// compiling it anew gives.
+func checkPolicy(t interface {
+	Helper()
+	Fatalf(string, ...any)
+}, sn *Snapshot) {
+	t.Helper()
+	p := sn.Policy.Policy()
+	if p == nil {
+		return
+	}
+	var rows []*tailnet.Node
+	for _, n := range sn.nodes {
+		rows = append(rows, n.Node)
+	}
+	fresh, err := policy.Compile(p, sn.users, rows, policy.Options{})
+	if err != nil {
+		t.Fatalf("the policy in force does not compile: %v", err)
+	}
+	for _, a := range sn.nodes {
+		if is := sn.Policy.ClassOf(a.Node); is != a.Class {
+			t.Fatalf("node %d is of class %d, its entry says %d", a.ID, is, a.Class)
+		}
+		got, _ := json.Marshal(sn.Policy.FilterFor(a.Node))
+		want, _ := json.Marshal(fresh.FilterFor(a.Node))
+		if string(got) != string(want) {
+			t.Fatalf("the filter of node %d is\n  %s, compiled anew\n  %s", a.ID, got, want)
+		}
+		for _, b := range sn.nodes {
+			if x, y := sn.Policy.SeesNode(a.Node, b.Node), fresh.SeesNode(a.Node, b.Node); x != y {
+				t.Fatalf("node %d sees node %d: %v, compiled anew %v", a.ID, b.ID, x, y)
+			}
+		}
+	}
 }
 
 // checkScratch fails if the published snapshot is not what a restart would make of the store.
@@ -247,6 +298,7 @@ func checkScratch(t interface {
 	if want := describe(want, r); got != want {
 		t.Fatalf("the snapshot is not what a restart would read: %s", firstDifference(got, want))
 	}
+	checkPolicy(t, sn)
 	if c := store.Contents(); sn.Rev != c.Rev {
 		t.Fatalf("the snapshot has rev %d, the store %d", sn.Rev, c.Rev)
 	}

@@ -13,6 +13,7 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state/statetest"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -36,12 +37,34 @@ var (
 	someRoutes = prefixes("0.0.0.0/0", "10.0.0.0/8", "192.168.199.0/24", "fd00::/64", "::/0")
 )
 
+// somePolicies tell nodes apart by all that a policy can look at; nil takes the policy away.
+var somePolicies = []*policy.Policy{
+	nil,
+	parsePolicy(`{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}`),
+	parsePolicy(`{"tagOwners": {"tag:web": []}, "acls": [
+		{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]},
+		{"action": "accept", "src": ["user-1@", "user-2@"], "dst": ["tag:web:80"]}]}`),
+	parsePolicy(`{"tagOwners": {"tag:web": []}, "groups": {"group:few": ["user-3@", "user-4@"]}, "acls": [
+		{"action": "accept", "src": ["group:few"], "dst": ["10.0.0.0/8:*", "autogroup:internet:*"]},
+		{"action": "accept", "src": ["100.64.0.2"], "dst": ["tag:web:*"]}],
+		"autoApprovers": {"routes": {"10.0.0.0/8": ["tag:web"]}, "exitNode": ["user-1@"]}}`),
+	parsePolicy(`{"acls": []}`),
+}
+
+func parsePolicy(text string) *policy.Policy {
+	p, err := policy.Parse([]byte(text))
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
 func drawAction(t *rapid.T) *action {
 	return &action{
 		kind: rapid.SampledFrom([]string{
 			"join", "join", "join", "endpoints", "rotate", "hostname", "rename", "own", "advertise", "advertise", "approve", "approve",
 			"online", "online", "online", "failing", "steady", "seen", "delete", "readdress", "new user", "rename user", "delete user",
-			"new key", "use key", "delete key", "dns", "derp", "nothing",
+			"new key", "use key", "delete key", "dns", "derp", "policy", "policy", "policy file", "nothing",
 		}).Draw(t, "kind"),
 		node:    rapid.IntRange(0, 20).Draw(t, "node"),
 		user:    rapid.IntRange(0, 3).Draw(t, "user"),
@@ -105,6 +128,10 @@ func (a *action) do(tx *Tx) error {
 	case "derp":
 		tx.SetDERP(&DERPMaps{Current: &tailcfg.DERPMap{}, Home: a.number})
 		return nil
+	case "policy":
+		return tx.SetPolicy(somePolicies[a.number%len(somePolicies)], "tester", a.name)
+	case "policy file":
+		return tx.UsePolicyFile(somePolicies[a.number%len(somePolicies)])
 	case "rename user", "delete user":
 		if len(users) == 0 {
 			return nil

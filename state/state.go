@@ -278,7 +278,7 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 		}
 	}
 	ch := tx.changes()
-	if ch.Empty() && len(tx.presence) == 0 && tx.dns == nil && tx.derp == nil {
+	if ch.Empty() && len(tx.presence) == 0 && tx.dns == nil && tx.derp == nil && tx.rules == nil {
 		st.hear(tx)
 		return nil, nil
 	}

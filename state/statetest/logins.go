@@ -56,7 +56,6 @@ func (s *Logins) LoginByNodeKey(ctx context.Context, id tailnet.ID, k key.NodePu
 }
 
 // find is the newest login that is the one.
-
 func (s *Logins) find(is func(*tailnet.Login) bool) (*tailnet.Login, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
