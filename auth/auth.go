@@ -190,10 +190,14 @@ func (a *Auth) CompleteLogin(ctx context.Context, id string, user tailnet.UserID
 		if tx.User(user) == nil {
 			return tailnet.Errorf(tailnet.NotFound, "there is no namespace with id %d", user)
 		}
-		node, err = a.join(tx, joining{
+		j := joining{
 			machine: l.MachineKey, key: l.NodeKey, oldKey: l.OldNodeKey, nlKey: l.NLKey, hostinfo: l.Hostinfo, capver: l.Capver,
 			expiry: l.Expiry, ephemeral: l.Ephemeral, user: user, method: tailnet.RegisteredByCLI,
-		})
+		}
+		if err := j.tag(tx); err != nil {
+			return err
+		}
+		node, err = a.join(tx, j)
 		return err
 	})
 	if err != nil {

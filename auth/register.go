@@ -112,7 +112,7 @@ func (a *Auth) joinByKey(ctx context.Context, machine key.MachinePublic, r *tail
 			expiry: r.Expiry, ephemeral: r.Ephemeral || k.Ephemeral, user: k.User, tags: k.Tags, preAuth: k.ID,
 			signature: r.NodeKeySignature, method: tailnet.RegisteredByKey,
 		}
-		if err := checkRequestTags(r.Hostinfo, k.Tags); err != nil {
+		if err := j.tag(tx); err != nil {
 			return err
 		}
 		// The same machine coming back with the key it joined with (a container whose command line holds the key):
@@ -137,15 +137,28 @@ func (a *Auth) joinByKey(ctx context.Context, machine key.MachinePublic, r *tail
 	return n, nil
 }
 
-// checkRequestTags refuses tags (tailscale up --advertise-tags) that the key does not give.
-func checkRequestTags(h *tailcfg.Hostinfo, allowed []string) error {
-	if h == nil {
+// tag settles which tags the node gets: those of its key, and those that it asks for (tailscale up --advertise-tags) if the
+// policy lets its user, or the key's tags, give them. A node with tags has no user.
+func (j *joining) tag(tx *state.Tx) error {
+	if j.hostinfo == nil {
 		return nil
 	}
-	for _, t := range h.RequestTags {
-		if !slices.Contains(allowed, t) {
-			return tailnet.Errorf(tailnet.Denied, "requested tags [%s] are invalid or not permitted: the auth key does not give them", tailnet.CleanText(t))
+	for _, t := range sortedUnique(j.hostinfo.RequestTags) {
+		ok := slices.Contains(j.tags, t)
+		switch {
+		case ok:
+		case j.user == 0:
+			ok = tx.Policy().MayRetag(j.tags, t)
+		default:
+			u := tx.User(j.user)
+			ok = u != nil && tx.Policy().MayTag(u, t)
 		}
+		if !ok {
+			return tailnet.Errorf(tailnet.Denied, "requested tags [%s] are invalid or not permitted", tailnet.CleanText(t))
+		}
+	}
+	if tags := sortedUnique(append(slices.Clone(j.tags), j.hostinfo.RequestTags...)); len(tags) > 0 {
+		j.tags, j.user = tags, 0
 	}
 	return nil
 }
@@ -202,8 +215,11 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 		if n, err = tx.NewNode(h.Hostname); err != nil {
 			return nil, err
 		}
-		n.User = j.user
+		n.User, n.Tags = j.user, j.tags
 		n.Authorized = true
+		if err := tx.UsePool(n); err != nil {
+			return nil, err
+		}
 	}
 	if len(j.tags) > 0 {
 		n.Tags, n.User = j.tags, 0
@@ -212,6 +228,7 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 	n.KeySignature = j.signature
 	n.Hostinfo, n.Capver, n.Ephemeral = h, j.capver, j.ephemeral
 	n.RegisterMethod, n.PreAuthKey = j.method, j.preAuth
+	tx.AutoApprove(n)
 	n.Expiry = a.expiry(tx.Now(), n, j.expiry)
 	if err := tx.PutNode(n); err != nil {
 		return nil, err

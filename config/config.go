@@ -154,12 +154,12 @@ type SQLite struct {
 	Path string `key:"path" path:"true"` // empty: db.sqlite in DataDir
 }
 
-// Policy says who may reach whom.
+// Policy says who may reach whom. Without one everybody may reach everybody.
 type Policy struct {
-	// Mode is "file" (Path, read at start and on reload) or "database" (set by command or API).
+	// Mode is "file" (Path, read at start and on reload) or "database" (set by command or API). Empty: file if Path is set.
 	Mode string `key:"mode"`
 
-	// Path is the policy file, HuJSON. Empty: everybody may reach everybody.
+	// Path is the policy file, HuJSON.
 	Path string `key:"path" path:"true"`
 }
 
@@ -189,6 +189,9 @@ type Nameservers struct {
 type Record struct {
 	Name, Type, Value string
 }
+
+// FromFile reports whether the policy is the file at Path.
+func (p *Policy) FromFile() bool { return p.Mode == "file" || p.Mode == "" && p.Path != "" }
 
 // Node is about the life of nodes.
 type Node struct {
@@ -263,7 +266,6 @@ func Default() *Config {
 		},
 		Database:              Database{Type: "sqlite"},
 		TLSFallbackListenAddr: ":443",
-		Policy:                Policy{Mode: "file"},
 		DNS:                   DNS{MagicDNS: true, BaseDomain: "skein.internal"},
 		Node:                  Node{Ephemeral: Ephemeral{InactivityTimeout: Duration(30 * time.Minute)}},
 		Routes:                Routes{FailoverAfter: Duration(3 * time.Second), RestartGrace: Duration(30 * time.Second)},

@@ -250,7 +250,12 @@ func (k *checker) rest() {
 	default:
 		k.oneOf("database.type", c.Database.Type, "sqlite")
 	}
-	k.oneOf("policy.mode", c.Policy.Mode, "file", "database")
+	if c.Policy.Mode != "" {
+		k.oneOf("policy.mode", c.Policy.Mode, "file", "database")
+	}
+	if c.Policy.Mode == "file" && c.Policy.Path == "" {
+		k.fault("policy.path", "is empty, and policy.mode is file: want the path of the policy, or policy.mode: database")
+	}
 	if c.Policy.Mode == "database" && c.Policy.Path != "" {
 		k.fault("policy.path", "would not be read, because policy.mode is database: want policy.mode: file, or no path")
 	}

@@ -25,6 +25,10 @@ func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &req) {
 		return
 	}
+	if req.NodeKey.IsZero() {
+		http.Error(w, "the request has no node key", http.StatusBadRequest)
+		return
+	}
 	v := netmap.Viewer{Capver: req.Version, Compress: req.Compress == "zstd"}
 	if req.Stream && s.o.State.Snapshot().NodeByKey(req.NodeKey) == nil {
 		s.serveGone(w, r, req.NodeKey, v)
@@ -65,6 +69,7 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 			tx.Seen(id)
 		}
 		auth.SetHostname(tx, next, next.Hostinfo.Hostname)
+		tx.AutoApprove(next)
 		return tx.PutNode(next)
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -44,6 +45,11 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 		defer s.wg.Done()
 		defer s.limits.disconnect(remote)
 		defer cancel()
+		defer func() { // nothing above us recovers any more
+			if p := recover(); p != nil {
+				s.log.Error("panic in a connection", "remote", remote, "err", p, "stack", string(debug.Stack()))
+			}
+		}()
 		if err == nil {
 			s.serveConn(conn, remote)
 		}

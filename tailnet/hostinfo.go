@@ -17,6 +17,9 @@ const (
 	maxRoutes    = 4096 // advertised routes (app connectors learn many)
 	maxEndpoints = 64
 	maxServices  = 256
+	maxTags      = 64   // requested
+	maxHostKeys  = 16   // of the machine's SSH server
+	maxHostKey   = 2048 // bytes of one
 )
 
 // CleanHostinfo is h fit to be stored and shown: nil becomes an empty one, texts lose control characters and are cut to
@@ -32,8 +35,17 @@ func CleanHostinfo(h *tailcfg.Hostinfo) *tailcfg.Hostinfo {
 		*s = CleanText(*s)
 	}
 	h.RoutableIPs = CleanRoutes(h.RoutableIPs)
-	if len(h.Services) > maxServices {
-		h.Services = h.Services[:maxServices]
+	h.Services = h.Services[:min(len(h.Services), maxServices)]
+	for i := range h.Services {
+		h.Services[i].Description = CleanText(h.Services[i].Description)
+	}
+	h.RequestTags = h.RequestTags[:min(len(h.RequestTags), maxTags)]
+	h.SSH_HostKeys = slices.DeleteFunc(h.SSH_HostKeys, func(k string) bool { return len(k) > maxHostKey })
+	h.SSH_HostKeys = h.SSH_HostKeys[:min(len(h.SSH_HostKeys), maxHostKeys)]
+	if l := h.Location; l != nil {
+		for _, s := range []*string{&l.Country, &l.CountryCode, &l.City, &l.CityCode} {
+			*s = CleanText(*s)
+		}
 	}
 	return h
 }

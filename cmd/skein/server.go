@@ -28,6 +28,7 @@ import (
 	"github.com/skein-vpn/skein/derp"
 	"github.com/skein-vpn/skein/dns"
 	"github.com/skein-vpn/skein/netmap"
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 )
 
@@ -103,9 +104,6 @@ func (s *server) Close() error {
 
 // openFiles opens the data folder, the database and the certificate.
 func (s *server) openFiles(ctx context.Context) (err error) {
-	if s.cfg.Policy.Path != "" || s.cfg.Policy.Mode == "database" { // better than to seem to protect and not to
-		return errors.New("policy.path, policy.mode: this version has no access policies yet, every node reaches every other; leave them out to accept that")
-	}
 	if err := os.MkdirAll(s.cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("the data folder cannot be made (data_dir): %w", err)
 	}
@@ -271,6 +269,22 @@ func dnsSettings(cfg *config.Config) (*dns.Settings, error) {
 	return s, nil
 }
 
+// policyFile reads the policy if it comes from a file; otherwise it is nil.
+func policyFile(cfg *config.Config) (*policy.Policy, error) {
+	if !cfg.Policy.FromFile() {
+		return nil, nil
+	}
+	b, err := os.ReadFile(cfg.Policy.Path)
+	if err != nil {
+		return nil, fmt.Errorf("the policy cannot be read (policy.path): %w", err)
+	}
+	p, err := policy.Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("the policy %s has faults:\n%w", cfg.Policy.Path, err)
+	}
+	return p, nil
+}
+
 // openState reads the relay map and the tailnet.
 func (s *server) openState(ctx context.Context) (err error) {
 	if s.sources, err = derp.NewSources(ctx, s.sourcesOptions(s.cfg)); err != nil {
@@ -280,8 +294,14 @@ func (s *server) openState(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	file, err := policyFile(s.cfg)
+	if err != nil {
+		return err
+	}
 	st, err := state.Open(ctx, state.Options{
-		Store: s.db, DNS: settings, DERP: derpMaps(s.sources.Current()),
+		PolicyFromFile: s.cfg.Policy.FromFile(), PolicyFile: file,
+		PolicyOptions: policy.Options{CheckURL: strings.TrimRight(s.cfg.ServerURL, "/")},
+		Store:         s.db, DNS: settings, DERP: derpMaps(s.sources.Current()),
 		Addressing: state.Addressing{
 			Prefix4: s.cfg.Prefixes.V4, Prefix6: s.cfg.Prefixes.V6, Random: s.cfg.Prefixes.Allocation == "random",
 		},
