@@ -102,8 +102,13 @@ func TestDirectToRelayAndBack(t *testing.T) {
 	begin := time.Now()
 	mac.Ping(patient, nas.IP4())
 	n.measured("ping goes on over the relay", time.Since(begin))
+	vias, r := mac.Vias(soon, "-c=2", "--until-direct=false", nas.IP4().String())
+	allRelayed(t, vias, r)
 	n.NAS.Unblock()
+	begin = time.Now()
+	mac.Ping(soon, nas.IP4())
 	mac.WaitDirect(patient, nas.IP4())
+	n.measured("direct again", time.Since(begin))
 }
 
 // Relays that are described in a file: here the server has none of its own, and the one of another

@@ -26,6 +26,10 @@ var builds struct {
 	client map[string]*Client
 }
 
+// clientTags leave out of the clients what lets them keep their state in AWS or Kubernetes: no test has
+// use for it, and it takes long to compile.
+const clientTags = "-tags=ts_omit_aws,ts_omit_kube"
+
 // PinnedClient builds tailscale and tailscaled of the version that go.mod pins, once per version and
 // machine: the binaries stay in the user's cache directory. They are built with the flags that tests
 // are built with, so that packages that both need are compiled once.
@@ -36,7 +40,7 @@ func PinnedClient(t testing.TB) *Client {
 		t.Fatalf("lab: version of tailscale.com: %v", err)
 	}
 	return client(t, strings.TrimSpace(version), "go.mod", func(dir string) error {
-		_, err := goOutput("build", "-ldflags=-s -w", "-o", dir+"/",
+		_, err := goOutput("build", clientTags, "-ldflags=-s -w", "-o", dir+"/",
 			"tailscale.com/cmd/tailscale", "tailscale.com/cmd/tailscaled")
 		return err
 	})
@@ -47,7 +51,7 @@ func PinnedClient(t testing.TB) *Client {
 func OldClient(t testing.TB, version string) *Client {
 	t.Helper()
 	return client(t, version, "release", func(dir string) error {
-		cmd := exec.Command("go", "install", "-ldflags=-s -w",
+		cmd := exec.Command("go", "install", clientTags, "-ldflags=-s -w",
 			"tailscale.com/cmd/tailscale@"+version, "tailscale.com/cmd/tailscaled@"+version)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOTOOLCHAIN=local", "GOWORK=off")
