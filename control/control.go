@@ -159,13 +159,13 @@ func (s *Server) inner() http.Handler {
 	r.HandleFunc("/machine/feature/query", s.serveFeatureQuery).Methods(http.MethodPost)
 	r.HandleFunc("/machine/audit-log", s.serveAuditLog).Methods(http.MethodPost)
 	r.HandleFunc("/machine/update-health", s.serveUpdateHealth).Methods(http.MethodPost)
+	r.HandleFunc("/machine/ssh/action/{src}/to/{dst}", s.serveSSHAction).Methods(http.MethodGet)
 	for path, what := range map[string]string{
 		"/set-dns":             "HTTPS certificates are not offered by this server",
 		"/id-token":            "identity tokens are not offered by this server",
 		"/set-device-attr":     "device attributes are not offered by this server",
 		"/webclient/{rest:.*}": "checks for the web client are not offered by this server",
 		"/tka/{rest:.*}":       "Tailnet Lock is not offered by this server",
-		"/ssh/{rest:.*}":       "Tailscale SSH check mode is not offered by this server",
 	} {
 		r.HandleFunc("/machine"+path, func(w http.ResponseWriter, r *http.Request) { http.Error(w, what, http.StatusNotImplemented) })
 	}

@@ -46,3 +46,9 @@ func (s *Server) serveUpdateHealth(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody))
 	w.WriteHeader(http.StatusNoContent)
 }
+
+// serveSSHAction answers a node that asks whether a session may go on that a rule of the policy wants to be confirmed
+// (tailcfg.SSHAction.HoldAndDelegate). There is no way to confirm one yet, so it may not: better than to let it hang.
+func (s *Server) serveSSHAction(w http.ResponseWriter, r *http.Request) {
+	writeJSON(w, tailcfg.SSHAction{Reject: true, Message: "This rule wants sessions to be confirmed, which this server cannot do yet.\r\n"})
+}
