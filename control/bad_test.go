@@ -129,7 +129,7 @@ func TestOtherRequests(t *testing.T) {
 		{"PATCH", "/machine/set-device-attr", "{}", 501, "attributes"},
 		{"POST", "/machine/webclient/init/1/to/2", nil, 501, "web client"},
 		{"POST", "/machine/webclient/wait/1/to/2/abc", nil, 501, "web client"},
-		{"GET", "/machine/ssh/action/1/to/2?ssh-user=root", nil, 501, "SSH"},
+		{"GET", "/machine/ssh/action/1/to/2?ssh-user=root", nil, 403, "another machine"},
 		{"GET", "/machine/tka/bootstrap", `{"Head":""}`, 501, "Tailnet Lock"},
 		{"GET", "/machine/tka/init/begin", big, 501, "Tailnet Lock"},
 		{"GET", "/machine/tka/init/finish", bytes.Repeat([]byte{0}, 100), 501, "Tailnet Lock"},

@@ -3,8 +3,12 @@ package control
 import (
 	"io"
 	"net/http"
+	"strconv"
 
+	"github.com/gorilla/mux"
 	"tailscale.com/tailcfg"
+
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // What clients ask for besides registration and maps, each with an honest answer.
@@ -50,5 +54,10 @@ func (s *Server) serveUpdateHealth(w http.ResponseWriter, r *http.Request) {
 // serveSSHAction answers a node that asks whether a session may go on that a rule of the policy wants to be confirmed
 // (tailcfg.SSHAction.HoldAndDelegate). There is no way to confirm one yet, so it may not: better than to let it hang.
 func (s *Server) serveSSHAction(w http.ResponseWriter, r *http.Request) {
+	id, _ := strconv.ParseInt(mux.Vars(r)["dst"], 10, 64)
+	if n := s.o.State.Snapshot().Node(tailnet.NodeID(id)); n == nil || n.MachineKey != peerOf(r).machine {
+		http.Error(w, "sessions on that node are the business of another machine", http.StatusForbidden)
+		return
+	}
 	writeJSON(w, tailcfg.SSHAction{Reject: true, Message: "This rule wants sessions to be confirmed, which this server cannot do yet.\r\n"})
 }
