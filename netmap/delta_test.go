@@ -10,7 +10,6 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/dns"
-	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/state/statetest"
 	"github.com/skein-vpn/skein/tailnet"
@@ -26,6 +25,9 @@ func pairWorld(t testingT) (w *world, viewer, peer tailnet.NodeID) {
 	}
 	return w, viewer, peer
 }
+
+// byTag is a policy under which nodes carry capabilities of their own for the filters of others.
+const byTag = `{"tagOwners": {"tag:web": []}, "acls": [{"action": "accept", "src": ["junyao@"], "dst": ["junyao@:*", "tag:web:*"]}]}`
 
 // The ways in which the protocol loses an update, each on purpose: a client that was told every step must know what the
 // last full map says. The model and the real client are both asked.
@@ -72,6 +74,24 @@ func TestTraps(t *testing.T) {
 		"no endpoints any more":              {edit(func(n *tailnet.Node) { n.Endpoints = nil })},
 		"no signature any more": {
 			edit(func(n *tailnet.Node) { n.KeySignature = []byte("sig") }), edit(func(n *tailnet.Node) { n.KeySignature = nil }),
+		},
+		"no endpoints and no capabilities any more": {
+			func(w *world, _ tailnet.NodeID) {
+				w.update(func(tx *state.Tx) error { return tx.SetPolicy(parsePolicy(byTag), "", "") })
+			},
+			edit(func(n *tailnet.Node) { n.KeySignature = []byte("sig"); n.ApprovedRoutes = []netip.Prefix{exit4, exit6} }),
+			func(w *world, peer tailnet.NodeID) {
+				w.update(func(tx *state.Tx) error {
+					n := tx.Node(peer).Clone()
+					n.Endpoints, n.KeySignature = nil, nil
+					if err := tx.PutNode(n); err != nil {
+						return err
+					}
+					tx.SetOnline(peer, true)
+					return tx.SetPolicy(nil, "", "")
+				})
+			},
+			online(false),
 		},
 		"no expiry any more": {
 			edit(func(n *tailnet.Node) { n.Expiry = statetest.Epoch }), edit(func(n *tailnet.Node) { n.Expiry = time.Time{} }),
@@ -217,7 +237,9 @@ func TestDeltasAreSmall(t *testing.T) {
 				return nil
 			})
 		}, nil},
-		{"a policy that says the same", func() { w.policy = policy.AllowAll() }, nil},
+		{"a policy that says the same", func() {
+			w.update(func(tx *state.Tx) error { return tx.SetPolicy(nil, "", "") })
+		}, nil},
 		{"an approved route", func() {
 			w.edit(peer, func(_ *state.Tx, n *tailnet.Node) { n.ApprovedRoutes = []netip.Prefix{aLAN} })
 		}, []string{"PeersChanged", "UserProfiles"}},

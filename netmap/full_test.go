@@ -27,11 +27,16 @@ func naive(w *world, sn *state.Snapshot, v Viewer) *tailcfg.MapResponse {
 	now := w.now.UTC()
 	r := &tailcfg.MapResponse{
 		ControlTime: &now, Debug: &tailcfg.Debug{DisableLogTail: true}, Node: w.enc.selfNode(sn, self), Domain: sn.DNS.Base,
-		DERPMap: sn.DERP.For(v.Capver), DNSConfig: sn.DNS.Config(), CollectServices: "false", PacketFilter: sn.Policy.FilterFor(self.Node),
+		DERPMap: sn.DERP.For(v.Capver), DNSConfig: sn.DNS.Config(), CollectServices: "false",
+	}
+	if sn.Policy.Policy() == nil {
+		r.PacketFilter = sn.Policy.FilterFor(self.Node)
+	} else {
+		r.PacketFilters, r.SSHPolicy = sn.Policy.Filters(self.Node, v.Capver), sn.Policy.SSHFor(self.Node)
 	}
 	users := map[tailnet.UserID]bool{self.Owner(): true}
 	for _, n := range sn.Nodes() {
-		if n.ID == self.ID || n.DiscoKey.IsZero() || !n.Authorized || !self.Authorized {
+		if n.ID == self.ID || n.DiscoKey.IsZero() || !n.Authorized || !self.Authorized || !sn.Policy.SeesNode(self.Node, n.Node) {
 			continue
 		}
 		r.Peers = append(r.Peers, peerNode(sn, n, audienceOf(sn, self)))

@@ -113,7 +113,9 @@ func (c *client) receive(f Frame) error {
 	for _, n := range slices.Concat(r.Peers, r.PeersChanged) {
 		upgrade(n)
 	}
-	c.patchify(r)
+	if err := c.notPatched(r); err != nil {
+		return err
+	}
 	c.dropOldDisco(r)
 	c.takePeers(r)
 	c.takeRest(r)
@@ -171,21 +173,16 @@ func upgrade(n *tailcfg.Node) {
 	}
 }
 
-// patchify is map.go:patchifyPeersChanged: a whole peer that is known already, and differs only in what a patch can say,
-// is taken as that patch. What the patch then cannot say is lost.
-func (c *client) patchify(r *tailcfg.MapResponse) {
-	var whole []*tailcfg.Node
+// notPatched checks what map.go:patchifyPeersChanged would spoil: a whole peer that is known already, and differs only in
+// what a patch can say, is taken for that patch, and a value that has become empty, or Online or LastSeen where there was
+// none, is lost with it.
+func (c *client) notPatched(r *tailcfg.MapResponse) error {
 	for _, n := range r.PeersChanged {
-		was := c.peers[n.ID]
-		if was == nil || !patchable(was, n) {
-			whole = append(whole, n)
-			continue
-		}
-		if p, any := difference(was, n); any {
-			r.PeersChangedPatch = append(r.PeersChangedPatch, p)
+		if was := c.peers[n.ID]; was != nil && patchable(was, n) {
+			return fmt.Errorf("peer %d is sent whole, but will be taken for a patch", n.ID)
 		}
 	}
-	r.PeersChanged = whole
+	return nil
 }
 
 // patchable is the part of map.go:peerChangeDiff that says no.
@@ -197,45 +194,6 @@ func patchable(a, b *tailcfg.Node) bool {
 		return asText(&c)
 	}
 	return text(a) == text(b)
-}
-
-// difference is the rest of it: what the patch says. Online and LastSeen count only if both sides have them; an empty value
-// comes out as one that says nothing.
-func difference(was, n *tailcfg.Node) (p *tailcfg.PeerChange, any bool) {
-	p = &tailcfg.PeerChange{NodeID: n.ID}
-	if was.Key != n.Key {
-		p.Key, any = &n.Key, true
-	}
-	if !was.KeyExpiry.Equal(n.KeyExpiry) {
-		p.KeyExpiry, any = &n.KeyExpiry, true
-	}
-	if !bytes.Equal(was.KeySignature, n.KeySignature) {
-		p.KeySignature, any = slices.Clone(n.KeySignature), true
-	}
-	if was.DiscoKey != n.DiscoKey {
-		p.DiscoKey, any = &n.DiscoKey, true
-	}
-	if !slices.Equal(was.Endpoints, n.Endpoints) {
-		p.Endpoints, any = slices.Clone(n.Endpoints), true
-	}
-	if was.HomeDERP != n.HomeDERP {
-		p.DERPRegion, any = n.HomeDERP, true
-	}
-	if was.Cap != n.Cap {
-		p.Cap, any = n.Cap, true
-	}
-	if asText(was.CapMap) != asText(n.CapMap) {
-		if p.CapMap, any = maps.Clone(n.CapMap), true; p.CapMap == nil {
-			p.CapMap = tailcfg.NodeCapMap{}
-		}
-	}
-	if was.Online != nil && n.Online != nil && *was.Online != *n.Online {
-		p.Online, any = n.Online, true
-	}
-	if was.LastSeen != nil && n.LastSeen != nil && !was.LastSeen.Equal(*n.LastSeen) {
-		p.LastSeen, any = n.LastSeen, true
-	}
-	return p, any
 }
 
 // dropOldDisco is map.go:removeUnwantedDiscoUpdates: a new disco key of a peer that is offline is old news unless it was
@@ -412,7 +370,7 @@ func (c *client) says() map[string]string {
 	}
 	out := map[string]string{
 		"self": asText(plain(c.self)), "derp": asText(&derp), "dns": asText(c.dns), "domain": c.domain,
-		"ssh": asText(c.ssh), "services": fmt.Sprint(c.services),
+		"ssh": sshText(c.ssh), "services": fmt.Sprint(c.services),
 	}
 	var rules []tailcfg.FilterRule
 	for _, name := range slices.Sorted(maps.Keys(c.filters)) {
@@ -436,6 +394,14 @@ func (c *client) says() map[string]string {
 		out[fmt.Sprint("profile ", id)] = asText(p)
 	}
 	return out
+}
+
+// sshText is p as text; none lets in as many as an empty one.
+func sshText(p *tailcfg.SSHPolicy) string {
+	if p == nil || len(p.Rules) == 0 {
+		return "nobody"
+	}
+	return asText(p)
 }
 
 // plain is a copy of n in which nothing is said in one way only.

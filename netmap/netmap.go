@@ -152,11 +152,12 @@ func profile(u *tailnet.User) tailcfg.UserProfile {
 }
 
 // peerPatch is tailcfg.PeerChange with pointers where its omitempty would lose a value that says something: an empty list
-// of endpoints clears them, an empty signature takes it away.
+// of endpoints clears them, an empty signature or map of capabilities takes them away.
 type peerPatch struct {
 	NodeID       tailcfg.NodeID
 	DERPRegion   int                       `json:",omitzero"`
 	Cap          tailcfg.CapabilityVersion `json:",omitzero"`
+	CapMap       *tailcfg.NodeCapMap       `json:",omitempty"`
 	Endpoints    *[]netip.AddrPort         `json:",omitempty"`
 	Key          json.RawMessage           `json:",omitempty"`
 	KeySignature *[]byte                   `json:",omitempty"`
@@ -169,12 +170,15 @@ type peerPatch struct {
 // patch is the step from a to b as patches to be applied in order, none if peers see no difference. ok is false if patches
 // cannot say it and the whole peer must be sent.
 //
-// Not said is what a client cannot be told within a stream, patched or whole, since it takes the whole peer for a patch
-// where it can (controlclient.peerChangeDiff): that a home relay or a version is not known any more.
+// It must be able to say all that the client's own patches can (controlclient.peerChangeDiff): the client makes one of a
+// whole peer if it can, and that one loses values that have become empty.
+//
+// Not said is what a client cannot be told within a stream, patched or whole: that a home relay or a version is not known
+// any more.
 func patch(a, b *tailcfg.Node) (ps []*peerPatch, ok bool) {
 	ra, rb := *a, *b
 	for _, r := range []*tailcfg.Node{&ra, &rb} { // what remains when all that a patch can say is taken out
-		r.HomeDERP, r.LegacyDERPString, r.Cap, r.Endpoints, r.KeySignature = 0, "", 0, nil, nil
+		r.HomeDERP, r.LegacyDERPString, r.Cap, r.CapMap, r.Endpoints, r.KeySignature = 0, "", 0, nil, nil, nil
 		r.Key, r.DiscoKey, r.Online, r.LastSeen, r.KeyExpiry = tailcfg.Node{}.Key, tailcfg.Node{}.DiscoKey, nil, nil, time.Time{}
 	}
 	if !slices.Equal(marshal(&ra), marshal(&rb)) {
@@ -186,6 +190,13 @@ func patch(a, b *tailcfg.Node) (ps []*peerPatch, ok bool) {
 	}
 	if a.Cap != b.Cap && b.Cap != 0 {
 		p.Cap, said = b.Cap, true
+	}
+	if !slices.Equal(marshal(a.CapMap), marshal(b.CapMap)) {
+		caps := b.CapMap
+		if caps == nil {
+			caps = tailcfg.NodeCapMap{}
+		}
+		p.CapMap, said = &caps, true
 	}
 	if !slices.Equal(a.Endpoints, b.Endpoints) {
 		eps := b.Endpoints

@@ -45,13 +45,10 @@ type world struct {
 	now time.Time
 	st  *state.State
 	enc *Encoder
-
-	policy *policy.Compiled
-	seen   map[*state.Snapshot]*state.Snapshot // with policy in place of their own
 }
 
 func newWorld(t testingT, store state.Store) *world {
-	w := &world{t: t, now: statetest.Epoch, policy: policy.AllowAll(), seen: map[*state.Snapshot]*state.Snapshot{}}
+	w := &world{t: t, now: statetest.Epoch}
 	w.enc = New(Options{Taildrop: true}, func() time.Time { return w.now })
 	var err error
 	w.st, err = state.Open(ctx, state.Options{
@@ -68,17 +65,8 @@ func newWorld(t testingT, store state.Store) *world {
 	return w
 }
 
-// snapshot is the newest snapshot under the world's policy, the same value as long as both are the same.
-func (w *world) snapshot() *state.Snapshot {
-	sn := w.st.Snapshot()
-	if s := w.seen[sn]; s != nil && s.Policy == w.policy {
-		return s
-	}
-	s := *sn
-	s.Policy = w.policy
-	w.seen[sn] = &s
-	return &s
-}
+// snapshot is the newest snapshot.
+func (w *world) snapshot() *state.Snapshot { return w.st.Snapshot() }
 
 // update changes the state; it must succeed.
 func (w *world) update(f func(*state.Tx) error) {
@@ -152,6 +140,30 @@ var (
 	}
 	nameSet = []string{"nas", "homeDS", "Joe's Mac mini", "laptop"}
 )
+
+// somePolicies tell nodes apart by all that a policy can look at; nil is none.
+var somePolicies = []*policy.Policy{
+	nil,
+	parsePolicy(`{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}`),
+	parsePolicy(`{"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]}`),
+	parsePolicy(`{"tagOwners": {"tag:web": [], "tag:db": []}, "acls": [
+		{"action": "accept", "src": ["user-0@", "user-1@"], "dst": ["tag:web:80,443"]},
+		{"action": "accept", "src": ["tag:web"], "dst": ["tag:db:5432"]},
+		{"action": "accept", "src": ["user-0@"], "dst": ["192.168.199.0/24:*"]}]}`),
+	parsePolicy(`{"tagOwners": {"tag:web": [], "tag:db": []}, "acls": [
+		{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*", "autogroup:internet:*"]},
+		{"action": "accept", "src": ["100.64.0.2"], "dst": ["10.0.0.0/8:22", "tag:web:*"]}],
+		"autoApprovers": {"routes": {"10.0.0.0/8": ["tag:web"]}, "exitNode": ["tag:db"]}}`),
+	parsePolicy(`{"acls": []}`),
+}
+
+func parsePolicy(text string) *policy.Policy {
+	p, err := policy.Parse([]byte(text))
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
 
 // subset draws some of vs, in order.
 func subset[T any](t *rapid.T, label string, vs []T) (out []T) {
@@ -306,7 +318,8 @@ func (w *world) randomChange(t *rapid.T) string {
 		}
 		w.update(func(tx *state.Tx) error { tx.SetDERP(&m); return nil })
 	case "policy":
-		w.policy = policy.AllowAll()
+		p := rapid.SampledFrom(somePolicies).Draw(t, "policy")
+		w.update(func(tx *state.Tx) error { return tx.SetPolicy(p, "tester", "") })
 	}
 	return kind
 }
