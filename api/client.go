@@ -116,6 +116,9 @@ func errorOf(status int, body []byte) error {
 	if json.Unmarshal(body, &p) != nil || p.Message == "" {
 		return tailnet.Errorf(tailnet.Internal, "the server answered with status %d and no explanation", status)
 	}
+	if len(p.Faults) > 0 {
+		return &PolicyError{Message: p.Message, Faults: p.Faults}
+	}
 	if _, ok := kinds[p.Reason]; !ok {
 		p.Reason = tailnet.Internal
 	}

@@ -21,7 +21,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, v := range []any{
 			new(CreateUserRequest), new(RegisterNodeRequest), new(ExpireNodeRequest), new(SetTagsRequest), new(MoveNodeRequest), new(RoutesRequest),
-			new(CreatePreAuthKeyRequest), new(ExpirePreAuthKeyRequest),
+			new(CreatePreAuthKeyRequest), new(ExpirePreAuthKeyRequest), new(SetPolicyRequest), new(PolicyRequest), new(RollbackPolicyRequest), new(ExplainRequest), new(SetRoleRequest),
 		} {
 			err := decodeJSON([]byte(s), v)
 			if err != nil && (tailnet.CodeOf(err) != tailnet.Invalid || len(err.Error()) > 1000) {
@@ -41,6 +41,7 @@ func FuzzServer(f *testing.F) {
 	for _, s := range []string{
 		"GET /api/v1/node", "POST /api/v1/node/2/rename/a%2fb", "POST /api/v1/routes/enable", "DELETE /api/v1/user/1", "POST /api/v1/node/register?user=1&key=%00",
 		"GET /api/v1/user?id=-1", "POST /api/v1/node/2/expire?expiry=1", "DELETE /api/v1/preauthkey?id=0", "GET /api/v1/node/..", "POST /api/v1/user/%00/rename/%ff",
+		"PUT /api/v1/policy", "POST /api/v1/policy/diff", "GET /api/v1/policy/explain?src=1&dst=homeds:22", "POST /api/v1/policy/explain?src=user:junyao&dst=10.8.0.1:1&proto=6",
 	} {
 		f.Add(s, `{"node":2,"routes":["10.8.0.0/16"],"name":"x","user":"1"}`)
 	}

@@ -76,15 +76,23 @@ func timestamp(t time.Time) *time.Time {
 // readJSON decodes the request's body into v. No body at all leaves v as it is; unknown keys are ignored, for the sake of
 // newer callers. The errors name the key and the position.
 func readJSON(r *http.Request, v any) error {
+	b, err := readBody(r)
+	if err != nil {
+		return err
+	}
+	return decodeJSON(b, v)
+}
+
+func readBody(r *http.Request) ([]byte, error) {
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return err
+			return nil, err
 		}
-		return &tailnet.Error{Code: tailnet.Invalid, Message: "the request's body ended early", Cause: err}
+		return nil, &tailnet.Error{Code: tailnet.Invalid, Message: "the request's body ended early", Cause: err}
 	}
-	return decodeJSON(b, v)
+	return b, nil
 }
 
 func decodeJSON(b []byte, v any) error {

@@ -23,6 +23,8 @@ type Problem struct {
 	Status int          `json:"status"` // of HTTP
 	Detail string       `json:"detail"` // the same as Message
 	Reason tailnet.Code `json:"reason"` // what the failure is to us
+
+	Faults []PolicyFault `json:"faults,omitempty"` // of a policy that is refused
 }
 
 // kind is how one tailnet.Code looks outside.
@@ -55,18 +57,33 @@ func (e *methodError) Error() string {
 	return fmt.Sprintf("%s is not possible here, only %s", e.method, strings.Join(e.allowed, ", "))
 }
 
+// preconditionError is a change of something that is not any more what the caller wanted to change (If-Match).
+type preconditionError struct{ message string }
+
+func (e *preconditionError) Error() string { return e.message }
+
 // problemOf is how err looks outside. The cause of an internal failure is not told.
 func problemOf(err error) Problem {
 	var (
 		te *tailnet.Error
 		me *methodError
 		be *http.MaxBytesError
+		pe *preconditionError
+		fe *PolicyError
+
+		faults []PolicyFault
 	)
 	code, msg, k := tailnet.Internal, "the server failed; its log says why", kinds[tailnet.Internal]
 	switch {
 	case errors.As(err, &me):
 		code, msg = tailnet.Invalid, me.Error()
 		k = kind{http.StatusMethodNotAllowed, 12, "Wrong method"}
+	case errors.As(err, &pe):
+		code, msg = tailnet.Conflict, pe.message
+		k = kind{http.StatusPreconditionFailed, 9, "It has changed meanwhile"}
+	case errors.As(err, &fe):
+		code, msg, faults = tailnet.Invalid, fe.Message, fe.Faults
+		k = kinds[code]
 	case errors.As(err, &be):
 		code, msg = tailnet.Invalid, fmt.Sprintf("the request is larger than %d bytes", be.Limit)
 		k = kind{http.StatusRequestEntityTooLarge, 3, "The request is too large"}
@@ -78,7 +95,7 @@ func problemOf(err error) Problem {
 			code, msg, k = te.Code, te.Message, known
 		}
 	}
-	return Problem{Code: k.grpc, Message: msg, Details: []any{}, Title: k.title, Status: k.status, Detail: msg, Reason: code}
+	return Problem{Code: k.grpc, Message: msg, Details: []any{}, Title: k.title, Status: k.status, Detail: msg, Reason: code, Faults: faults}
 }
 
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {

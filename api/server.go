@@ -6,8 +6,8 @@
 //
 // Everything is below /api/v1 and speaks the JSON of headscale's v1 interface, so that user interfaces and scripts written
 // for it work: keys in camelCase, ids as decimal strings (numbers are accepted), times in RFC 3339 or null, lists under a
-// named key and never null, unknown keys ignored. What is ours stands beside it: routes, derp/map, version, login, and more
-// keys in a node.
+// named key and never null, unknown keys ignored. What is ours stands beside it: routes, derp/map, version, login, what is
+// below policy, and more keys in a node and in a policy.
 //
 //	GET    /user ?id=&name=&email=            GET    /preauthkey ?user=
 //	POST   /user                              POST   /preauthkey
@@ -21,6 +21,12 @@
 //	POST   /node/{node}/rename/{new}          GET    /derp/map
 //	POST   /node/{node}/tags                  GET    /health
 //	POST   /node/{node}/user                  GET    /version
+//	POST   /user/{user}/role
+//
+//	GET    /policy                            GET    /policy/history ?limit=
+//	PUT    /policy, If-Match                  GET    /policy/version/{version}
+//	POST   /policy/check                      POST   /policy/rollback
+//	POST   /policy/diff                       GET    /policy/explain ?src=&dst=&port=&proto= (or POST)
 //
 // {user} is an id or a name; {node} is an id, a MagicDNS name, an address or a stable id. An id wins over a name that looks
 // like one.
@@ -28,7 +34,8 @@
 // # Errors
 //
 // Every failure, unknown paths and wrong methods among them, is answered with a Problem. A failed call has changed nothing.
-// The one place that knows HTTP statuses is problem.go; everybody else speaks tailnet.Error.
+// A policy that is refused has its faults beside the sentence, with line and column; a change of a policy that is not any
+// more what If-Match names fails with 412. The one place that knows HTTP statuses is problem.go; everybody else speaks tailnet.Error.
 //
 // # What is left to others
 //
@@ -64,10 +71,15 @@ const maxBody = 1 << 20
 type Options struct {
 	State   *state.State
 	Auth    Registrar
-	Version string                          // as /version tells it
-	Health  func(ctx context.Context) error // nil: always well
-	Now     func() time.Time                // nil: time.Now
-	Log     *slog.Logger                    // nil: slog.Default
+	Version string // as /version tells it
+
+	// PolicyFile is where the policy is read from, if State has it from a file (state.Options.PolicyFromFile). It is not
+	// changed then. Empty: it is in the database.
+	PolicyFile string
+
+	Health func(ctx context.Context) error // nil: always well
+	Now    func() time.Time                // nil: time.Now
+	Log    *slog.Logger                    // nil: slog.Default
 }
 
 type server struct {
@@ -122,7 +134,7 @@ func NewServer(o Options) http.Handler {
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.loginRoutes(),
-		s.derpRoutes(), s.healthRoutes())
+		s.policyRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.
@@ -152,7 +164,11 @@ func (s *server) guard(next http.Handler) http.Handler {
 			s.Log.Error("panic in an API handler", "err", p, "method", r.Method, "path", r.URL.Path, "stack", string(debug.Stack()))
 			s.writeError(w, r, fmt.Errorf("panic: %v", p))
 		}()
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		limit := int64(maxBody)
+		if strings.HasPrefix(r.URL.Path, Prefix+"/policy") {
+			limit = maxPolicyBody
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		next.ServeHTTP(w, r)
 	})
 }
@@ -163,6 +179,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, h handler) {
 	if err != nil {
 		s.writeError(w, r, err)
 		return
+	}
+	if h, ok := v.(interface{ header(http.Header) }); ok {
+		h.header(w.Header())
 	}
 	writeJSON(w, http.StatusOK, "application/json", v)
 }

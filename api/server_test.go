@@ -43,6 +43,12 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldWith(t, func(*state.Options, *Options) {})
+}
+
+// newWorldWith is newWorld with other options.
+func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
+	t.Helper()
 	w := &world{TB: t}
 	ctx := context.Background()
 	clock := func() time.Time { return noon }
@@ -51,24 +57,28 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	w.st, err = state.Open(ctx, state.Options{
+	so := state.Options{
 		Store: d, Now: clock, Log: slog.New(slog.DiscardHandler),
 		Addressing: state.Addressing{Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd7a:115c:a1e0::/48")},
 		DNS:        &dns.Settings{MagicDNS: true, Base: "skein.internal"},
 		DERP: &state.DERPMaps{Current: &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{
 			999: {RegionID: 999, RegionCode: "skein", RegionName: "Skein", Nodes: []*tailcfg.DERPNode{{Name: "999a", RegionID: 999, HostName: "192.0.2.1"}}},
 		}}},
-	})
+	}
+	ao := Options{
+		Version: "1.2.3", Now: clock,
+		Health: func(context.Context) error { return w.health },
+		Log:    slog.New(slog.NewTextHandler(&w.log, nil)),
+	}
+	change(&so, &ao)
+	w.st, err = state.Open(ctx, so)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.st.Close)
 	w.auth = auth.New(auth.Options{State: w.st, Store: d})
-	w.handler = NewServer(Options{
-		State: w.st, Auth: w.auth, Version: "1.2.3", Now: clock,
-		Health: func(context.Context) error { return w.health },
-		Log:    slog.New(slog.NewTextHandler(&w.log, nil)),
-	})
+	ao.State, ao.Auth = w.st, w.auth
+	w.handler = NewServer(ao)
 	w.client = w.serve(w.handler)
 	return w
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -104,6 +105,34 @@ func newSocket(l *net.UnixListener, path string, err error) (net.Listener, error
 	}
 	return &socket{UnixListener: l, path: path, info: info}, nil
 }
+
+// Accept returns connections that say who is at the other end: their RemoteAddr is "uid 1000".
+func (s *socket) Accept() (net.Conn, error) {
+	c, err := s.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	if uid, ok := peerUID(c); ok {
+		return &peerConn{c, peerAddr(peerPrefix + strconv.FormatUint(uint64(uid), 10))}, nil
+	}
+	return c, nil
+}
+
+// peerPrefix begins the RemoteAddr of a request that came over a unix socket; the number of the user follows.
+const peerPrefix = "uid "
+
+// peerConn is a connection over the socket of a user that the kernel vouches for.
+type peerConn struct {
+	*net.UnixConn
+	peer peerAddr
+}
+
+func (c *peerConn) RemoteAddr() net.Addr { return c.peer }
+
+type peerAddr string
+
+func (peerAddr) Network() string  { return "unix" }
+func (a peerAddr) String() string { return string(a) }
 
 func (s *socket) Close() error {
 	err := s.UnixListener.Close()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/skein-vpn/skein/state"
@@ -20,10 +22,24 @@ type User struct {
 	ProviderID    string     `json:"providerId"`    // always empty: nobody logs in yet
 	Provider      string     `json:"provider"`      // always empty
 	ProfilePicURL string     `json:"profilePicUrl"` // always empty
+	Role          string     `json:"role"`          // one of Roles
 }
 
+// Roles are what a user can be, as policies call them (autogroup:ROLE).
+var Roles = []string{
+	string(tailnet.RoleOwner), string(tailnet.RoleAdmin), string(tailnet.RoleNetworkAdmin), string(tailnet.RoleITAdmin),
+	string(tailnet.RoleBillingAdmin), string(tailnet.RoleAuditor), roleMember,
+}
+
+// roleMember is tailnet.RoleMember outside.
+const roleMember = "member"
+
 func userJSON(u *tailnet.User) *User {
-	return &User{ID: ID(u.ID), Name: u.Name, CreatedAt: timestamp(u.Created), DisplayName: u.DisplayName, Email: u.Email}
+	out := &User{ID: ID(u.ID), Name: u.Name, CreatedAt: timestamp(u.Created), DisplayName: u.DisplayName, Email: u.Email, Role: string(u.Role)}
+	if u.Role == tailnet.RoleMember {
+		out.Role = roleMember
+	}
+	return out
 }
 
 // userOf is the owner of something; nil, which is written as null, if there is none.
@@ -55,6 +71,10 @@ type (
 		DisplayName string `json:"displayName,omitempty"`
 		Email       string `json:"email,omitempty"`
 	}
+	// SetRoleRequest makes a user what Role says, one of Roles.
+	SetRoleRequest struct {
+		Role string `json:"role"`
+	}
 	// Empty is the answer of operations that have nothing to say.
 	Empty struct{}
 )
@@ -64,6 +84,7 @@ func (s *server) userRoutes() []route {
 		{"/user", map[string]handler{http.MethodGet: s.listUsers, http.MethodPost: s.createUser}},
 		{"/user/{user}", map[string]handler{http.MethodDelete: s.deleteUser}},
 		{"/user/{user}/rename/{new}", map[string]handler{http.MethodPost: s.renameUser}},
+		{"/user/{user}/role", map[string]handler{http.MethodPost: s.setRole}},
 	}
 }
 
@@ -179,6 +200,50 @@ func (s *server) renameUser(r *http.Request) (any, error) {
 func (c *Client) RenameUser(ctx context.Context, user Ref, name string) (*User, error) {
 	var out UserAnswer
 	err := c.do(ctx, http.MethodPost, c.path("user", string(user), "rename", name), nil, &out)
+	return out.User, err
+}
+
+func (s *server) setRole(r *http.Request) (any, error) {
+	found, err := s.pathUser(r)
+	if err != nil {
+		return nil, err
+	}
+	var req SetRoleRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if !slices.Contains(Roles, req.Role) {
+		return nil, tailnet.Errorf(tailnet.Invalid, "%q is not a role: use %s", clip(req.Role), strings.Join(Roles, ", "))
+	}
+	role := tailnet.Role(req.Role)
+	if req.Role == roleMember {
+		role = tailnet.RoleMember
+	}
+	var changed *tailnet.User
+	err = s.update(r, "make namespace "+found.Name+" "+req.Role, func(tx *state.Tx) error {
+		u, err := userIn(tx, found.ID)
+		if err != nil {
+			return err
+		}
+		changed = u
+		if u.Role == role {
+			return nil
+		}
+		c := *u
+		c.Role = role
+		changed = &c
+		return tx.PutUser(changed)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return UserAnswer{userJSON(changed)}, nil
+}
+
+// SetUserRole makes a user what role says, one of Roles.
+func (c *Client) SetUserRole(ctx context.Context, user Ref, role string) (*User, error) {
+	var out UserAnswer
+	err := c.do(ctx, http.MethodPost, c.path("user", string(user), "role"), SetRoleRequest{role}, &out)
 	return out.User, err
 }
 

@@ -1,0 +1,706 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/tailscale/hujson"
+
+	"github.com/skein-vpn/skein/policy"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// maxPolicyBody is how many bytes of a request with a policy are read: JSON may need two for one of the text.
+const maxPolicyBody = 2*policy.MaxSize + 1<<20
+
+// How many versions of the policy are told at once.
+const (
+	defaultVersions = 50
+	maxVersions     = 100
+)
+
+// maxFailures is how many failing tests are told of one policy.
+const maxFailures = 50
+
+// PolicyText is a policy: the newest, or a version of it.
+type PolicyText struct {
+	Text      string     `json:"policy"`    // HuJSON as it was given; empty: none, everybody reaches everybody
+	UpdatedAt *time.Time `json:"updatedAt"` // null: nobody has set one, or it comes from a file
+	Version   ID         `json:"version"`   // from "1"; "0": nobody has set one, or it comes from a file
+	Author    string     `json:"author"`
+	Comment   string     `json:"comment"`
+	ETag      string     `json:"etag"` // of the text but for its formatting; without the quotes that a header wants
+	Source    string     `json:"source"`
+	InForce   bool       `json:"inForce"` // false for older versions, and for a newest one that this server cannot use
+}
+
+// Values of PolicyText.Source.
+const (
+	FromDatabase = "database"
+	FromFile     = "file"
+)
+
+// header makes the etag known where HTTP has it.
+func (p *PolicyText) header(h http.Header) { h.Set("ETag", `"`+p.ETag+`"`) }
+
+// PolicyFault is something that is wrong with a policy and where it stands: a fault of the text, or a test of it that fails.
+type PolicyFault struct {
+	Line   int    `json:"line"`   // from 1; 0: not at one place
+	Column int    `json:"column"` // in bytes, from 1; 0: the whole line
+	Path   string `json:"path"`   // such as acls[2].src[0], or tests[1] for a test; empty at the top
+	Text   string `json:"text"`   // what is wrong and what would be right
+}
+
+func (f PolicyFault) String() string {
+	s := f.Text
+	if f.Path != "" {
+		s = f.Path + ": " + s
+	}
+	switch {
+	case f.Line > 0 && f.Column > 0:
+		s = fmt.Sprintf("line %d, column %d: %s", f.Line, f.Column, s)
+	case f.Line > 0:
+		s = fmt.Sprintf("line %d: %s", f.Line, s)
+	}
+	return s
+}
+
+// PolicyError refuses a policy. It is a tailnet.Invalid, and in a Problem has all its faults.
+type PolicyError struct {
+	Message string
+	Faults  []PolicyFault
+}
+
+func (e *PolicyError) Error() string { return e.Message }
+func (e *PolicyError) Unwrap() error { return tailnet.Errorf(tailnet.Invalid, "%s", e.Message) }
+
+// newPolicyError is the error for faults; what begins the message if they are several.
+func newPolicyError(what string, faults []PolicyFault) *PolicyError {
+	lines := make([]string, 0, 1+len(faults))
+	if len(faults) > 1 {
+		lines = append(lines, fmt.Sprintf("%d %s:", len(faults), what))
+	}
+	for _, f := range faults {
+		lines = append(lines, f.String())
+	}
+	return &PolicyError{Message: strings.Join(lines, "\n"), Faults: faults}
+}
+
+// policyError makes errors of package policy, also where state has wrapped them, a PolicyError. Others stay what they are.
+func policyError(err error) error {
+	var (
+		faults   policy.Errors
+		failures policy.Failures
+		out      []PolicyFault
+	)
+	switch {
+	case errors.As(err, &faults):
+		for _, f := range faults {
+			out = append(out, PolicyFault{f.Line, f.Column, f.Path, f.Text})
+		}
+		return newPolicyError("faults in the policy", out)
+	case errors.As(err, &failures):
+		for _, f := range failures[:min(len(failures), maxFailures)] {
+			out = append(out, PolicyFault{Line: f.Line, Path: f.Test, Text: f.Text})
+		}
+		if len(out) == 1 {
+			return &PolicyError{Message: "a test of the policy fails: " + out[0].String(), Faults: out}
+		}
+		return newPolicyError("tests of the policy fail", out)
+	}
+	return err
+}
+
+// ParsePolicy is policy.Parse with an error that is a PolicyError, as the server would answer.
+func ParsePolicy(text string) (*policy.Policy, error) {
+	p, err := policy.Parse([]byte(text))
+	if err != nil {
+		return nil, policyError(err)
+	}
+	return p, nil
+}
+
+// TestPolicy compiles a policy for a tailnet without users and nodes and runs its tests; the error is a PolicyError.
+func TestPolicy(p *policy.Policy) error {
+	c, err := policy.Compile(p, nil, nil, policy.Options{})
+	if err == nil {
+		err = c.Test()
+	}
+	return policyError(err)
+}
+
+type (
+	// PolicyWarning is something a policy says that has no effect.
+	PolicyWarning struct {
+		Line int    `json:"line"`
+		Text string `json:"text"`
+	}
+	// PolicyChange is something that one policy allows and another does not.
+	PolicyChange struct {
+		Opens bool     `json:"opens"` // or else it closes
+		Src   []string `json:"src"`
+		Dst   []string `json:"dst"`
+		What  string   `json:"what"` // "tcp 22", "everything"
+		Text  string   `json:"text"` // all of it in words
+	}
+	// PolicyRequest is a policy to check, or to compare with the one in force: Text, or none at all, or an old Version.
+	PolicyRequest struct {
+		Text    string `json:"policy"`
+		None    bool   `json:"none,omitempty"`
+		Version ID     `json:"version,omitempty"`
+	}
+	// SetPolicyRequest replaces the policy. An empty Text is refused, because it would open everything: None asks for that.
+	SetPolicyRequest struct {
+		Text    string `json:"policy"`
+		None    bool   `json:"none,omitempty"`
+		Comment string `json:"comment,omitempty"`
+		Author  string `json:"author,omitempty"`  // for whom it is done; who called is added
+		IfMatch Ref    `json:"ifMatch,omitempty"` // version or etag of the text to replace; another one is refused with 412
+		Changes bool   `json:"changes,omitempty"` // tell what opens and closes
+	}
+	// RollbackPolicyRequest makes the text of an old version the newest one.
+	RollbackPolicyRequest struct {
+		Version ID     `json:"version"`
+		Comment string `json:"comment,omitempty"`
+		Author  string `json:"author,omitempty"`
+		IfMatch Ref    `json:"ifMatch,omitempty"`
+		Changes bool   `json:"changes,omitempty"`
+	}
+	// SetPolicyAnswer is the policy in force from now on.
+	SetPolicyAnswer struct {
+		PolicyText
+		Changed  bool            `json:"changed"` // false: it was the same text; there is no new version
+		Warnings []PolicyWarning `json:"warnings"`
+		Changes  []PolicyChange  `json:"changes"` // empty unless asked for
+		More     bool            `json:"more"`    // there are further changes
+	}
+	// CheckPolicyAnswer says whether a policy would be accepted.
+	CheckPolicyAnswer struct {
+		Valid    bool            `json:"valid"`
+		Faults   []PolicyFault   `json:"faults"`
+		Warnings []PolicyWarning `json:"warnings"`
+	}
+	// DiffPolicyAnswer is what a policy would change. With Faults, it would be refused nevertheless: its tests fail.
+	DiffPolicyAnswer struct {
+		Version  ID              `json:"version"` // that it was compared with
+		Changes  []PolicyChange  `json:"changes"`
+		More     bool            `json:"more"` // there are further changes
+		Faults   []PolicyFault   `json:"faults"`
+		Warnings []PolicyWarning `json:"warnings"`
+	}
+	// PolicyVersion is a version of the policy without its text.
+	PolicyVersion struct {
+		Version   ID         `json:"version"`
+		UpdatedAt *time.Time `json:"updatedAt"`
+		Author    string     `json:"author"`
+		Comment   string     `json:"comment"`
+		Bytes     int        `json:"bytes"` // of the text; 0: no policy, everybody reaches everybody
+		InForce   bool       `json:"inForce"`
+	}
+	// PolicyHistory are versions of the policy, the newest first.
+	PolicyHistory struct {
+		Versions []*PolicyVersion `json:"versions"`
+	}
+)
+
+func (s *server) policyRoutes() []route {
+	return []route{
+		{"/policy", map[string]handler{http.MethodGet: s.getPolicy, http.MethodPut: s.setPolicy}},
+		{"/policy/check", map[string]handler{http.MethodPost: s.checkPolicy}},
+		{"/policy/diff", map[string]handler{http.MethodPost: s.diffPolicy}},
+		{"/policy/history", map[string]handler{http.MethodGet: s.policyHistory}},
+		{"/policy/version/{version}", map[string]handler{http.MethodGet: s.policyVersion}},
+		{"/policy/rollback", map[string]handler{http.MethodPost: s.rollbackPolicy}},
+		{"/policy/explain", map[string]handler{http.MethodGet: s.explain, http.MethodPost: s.explain}},
+	}
+}
+
+// author is who is written down for a change: who called, on behalf of whom the caller claims to act.
+func (s *server) author(r *http.Request, claimed string) string {
+	caller := "local"
+	if uid, ok := strings.CutPrefix(r.RemoteAddr, peerPrefix); ok {
+		caller = "uid " + uid
+		if u, err := user.LookupId(uid); err == nil && u.Username != "" {
+			caller = u.Username
+		}
+	}
+	switch claimed {
+	case "", caller:
+		return caller
+	}
+	return claimed + " (by " + caller + ")"
+}
+
+// etagOf is the same for texts that differ in their formatting only.
+func etagOf(text string) string {
+	b, err := hujson.Format([]byte(text))
+	if err != nil {
+		b = []byte(text)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// textInForce is the text that c was made from.
+func textInForce(c *policy.Compiled) string {
+	if p := c.Policy(); p != nil {
+		return string(p.Text())
+	}
+	return ""
+}
+
+// policyJSON is v, nil for no version at all, as a part of sn.
+func (s *server) policyJSON(sn *state.Snapshot, v *tailnet.PolicyVersion) *PolicyText {
+	out := &PolicyText{Source: FromDatabase}
+	newest := sn.Text == nil
+	if v != nil {
+		out.Text, out.UpdatedAt, out.Version, out.Author, out.Comment = v.Text, timestamp(v.Created), ID(v.ID), v.Author, v.Comment
+		newest = sn.Text != nil && v.ID == sn.Text.ID
+	}
+	out.ETag = etagOf(out.Text)
+	out.InForce = newest && s.PolicyFile == "" && textInForce(sn.Policy) == out.Text
+	return out
+}
+
+func (s *server) getPolicy(*http.Request) (any, error) {
+	sn := s.State.Snapshot()
+	if s.PolicyFile != "" {
+		text := textInForce(sn.Policy)
+		return &PolicyText{Text: text, ETag: etagOf(text), Source: FromFile, InForce: true}, nil
+	}
+	return s.policyJSON(sn, sn.Text), nil
+}
+
+// Policy is the newest policy, comments and all.
+func (c *Client) Policy(ctx context.Context) (*PolicyText, error) {
+	var out PolicyText
+	err := c.do(ctx, http.MethodGet, c.path("policy"), nil, &out)
+	return &out, err
+}
+
+// readPolicyRequest is readJSON for bodies that hold a policy: bytes that are no text would be replaced silently.
+func readPolicyRequest(r *http.Request, v any) error {
+	b, err := readBody(r)
+	if err != nil {
+		return err
+	}
+	if !utf8.Valid(b) {
+		at := 0
+		for at < len(b) {
+			c, n := utf8.DecodeRune(b[at:])
+			if c == utf8.RuneError && n <= 1 {
+				break
+			}
+			at += n
+		}
+		return tailnet.Errorf(tailnet.Invalid, "the request is not valid UTF-8 at byte %d (0x%02x)", at+1, b[at])
+	}
+	return decodeJSON(b, v)
+}
+
+// policyOf is the policy that a request asks for; nil, without an error, for none.
+func policyOf(text string, none bool) (*policy.Policy, error) {
+	switch {
+	case none && text != "":
+		return nil, tailnet.Errorf(tailnet.Invalid, "a policy and none contradict each other: give one of them")
+	case none:
+		return nil, nil
+	case strings.TrimSpace(text) == "":
+		return nil, tailnet.Errorf(tailnet.Invalid, `the policy is empty. That would let everybody reach everybody: ask for it with "none": true if it is meant`)
+	}
+	return ParsePolicy(text)
+}
+
+func (s *server) setPolicy(r *http.Request) (any, error) {
+	var req SetPolicyRequest
+	if err := readPolicyRequest(r, &req); err != nil {
+		return nil, err
+	}
+	p, err := policyOf(req.Text, req.None)
+	if err != nil {
+		return nil, err
+	}
+	return s.putPolicy(r, p, req)
+}
+
+// putPolicy puts p in force. req.Text counts no more.
+func (s *server) putPolicy(r *http.Request, p *policy.Policy, req SetPolicyRequest) (any, error) {
+	for what, text := range map[string]string{"comment": req.Comment, "author": req.Author} {
+		if err := checkText(what, text); err != nil {
+			return nil, err
+		}
+	}
+	wanted, err := preconditions(r.Header.Values("If-Match"), req.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	text := ""
+	if p != nil {
+		text = string(p.Text())
+	}
+	var was, is *policy.Compiled
+	var stored *tailnet.PolicyVersion
+	author := s.author(r, req.Author)
+	err = s.update(r, "set the policy", func(tx *state.Tx) error {
+		old := tx.PolicyText()
+		was, stored = tx.Policy(), old
+		if err := tx.SetPolicy(p, author, req.Comment); err != nil {
+			return err
+		}
+		if err := matches(wanted, old); err != nil {
+			return err
+		}
+		if oldText(old) == text && textInForce(was) == text {
+			return errUnchanged
+		}
+		is, stored = tx.Policy(), tx.PolicyText()
+		return is.Test()
+	})
+	unchanged := errors.Is(err, errUnchanged)
+	if err != nil && !unchanged {
+		return nil, policyError(err)
+	}
+	out := &SetPolicyAnswer{Changed: !unchanged, Warnings: warningsOf(p), Changes: []PolicyChange{}}
+	sn := s.State.Snapshot()
+	out.PolicyText = *s.policyJSON(sn, stored)
+	if req.Changes && !unchanged {
+		out.Changes, out.More = changesOf(was, is)
+	}
+	return out, nil
+}
+
+// errUnchanged takes back an update that would make a version like the one before.
+var errUnchanged = errors.New("the policy is the same already")
+
+func oldText(v *tailnet.PolicyVersion) string {
+	if v == nil {
+		return ""
+	}
+	return v.Text
+}
+
+// preconditions are the conditions of the header and the body; one of each list must hold. "*" is no condition, since there
+// is always a policy, if only none.
+func preconditions(header []string, body Ref) (out [][]string, err error) {
+	lists := [][]string{{string(body)}}
+	if len(header) > 0 {
+		lists = append(lists, strings.Split(strings.Join(header, ","), ","))
+	}
+	for _, list := range lists {
+		var any []string
+		for _, one := range list {
+			one = strings.TrimSpace(one)
+			value := strings.Trim(strings.TrimPrefix(one, "W/"), `"`)
+			_, version := Ref(value).id()
+			raw, herr := hex.DecodeString(value)
+			switch {
+			case one == "", one == "*":
+				any = nil
+			case version, herr == nil && len(raw) == sha256.Size:
+				any = append(any, strings.ToLower(value))
+				continue
+			default:
+				return nil, tailnet.Errorf(tailnet.Invalid, "%q is neither the version of a policy, such as 3, nor its etag", clip(one))
+			}
+			break
+		}
+		if len(any) > 0 {
+			out = append(out, any)
+		}
+	}
+	return out, nil
+}
+
+// matches returns nil if v, nil for no version, is what somebody wanted to replace.
+func matches(wanted [][]string, v *tailnet.PolicyVersion) error {
+	version := "0"
+	if v != nil {
+		version = ID(v.ID).String()
+	}
+	etag := ""
+	for _, list := range wanted {
+		if slices.Contains(list, version) {
+			continue
+		}
+		if etag == "" {
+			etag = etagOf(oldText(v))
+		}
+		if slices.Contains(list, etag) {
+			continue
+		}
+		if v == nil {
+			return &preconditionError{"the policy to be replaced is not there: nobody has set one yet"}
+		}
+		asked := "not the text with that etag"
+		if _, is := Ref(list[0]).id(); is {
+			asked = "not " + list[0]
+		}
+		return &preconditionError{fmt.Sprintf("the policy was changed meanwhile: it is version %s by now, set by %s at %s, %s; get it and make the change there",
+			version, v.Author, v.Created.UTC().Format(time.RFC3339), asked)}
+	}
+	return nil
+}
+
+// SetPolicy replaces the policy. An error in it is a *PolicyError; then nothing has changed.
+func (c *Client) SetPolicy(ctx context.Context, req SetPolicyRequest) (*SetPolicyAnswer, error) {
+	if err := checkSent(req.Text); err != nil {
+		return nil, err
+	}
+	var out SetPolicyAnswer
+	err := c.do(ctx, http.MethodPut, c.path("policy"), req, &out)
+	return &out, err
+}
+
+// checkSent refuses what JSON cannot carry as it is, with the fault that package policy finds.
+func checkSent(text string) error {
+	if utf8.ValidString(text) {
+		return nil
+	}
+	_, err := ParsePolicy(text)
+	return err
+}
+
+func warningsOf(p *policy.Policy) []PolicyWarning {
+	out := []PolicyWarning{}
+	if p != nil {
+		for _, w := range p.Warnings() {
+			out = append(out, PolicyWarning{w.Line, w.Text})
+		}
+	}
+	return out
+}
+
+// changesOf is what opens and closes from one policy to another, closing first: that is what breaks.
+func changesOf(was, is *policy.Compiled) (out []PolicyChange, more bool) {
+	out = []PolicyChange{}
+	changes, more := policy.Diff(was, is)
+	for _, opens := range []bool{false, true} {
+		for _, ch := range changes {
+			if ch.Opens == opens {
+				out = append(out, PolicyChange{ch.Opens, list(ch.Src), list(ch.Dst), ch.What, ch.String()})
+			}
+		}
+	}
+	return out, more
+}
+
+// trial is what a policy would be in this tailnet.
+type trial struct {
+	was, is *policy.Compiled
+	stored  *tailnet.PolicyVersion // that was was made from
+}
+
+// errTrial takes back what a trial has done.
+var errTrial = errors.New("it was a trial")
+
+// try compiles p, nil for none, with the users and nodes and settings that it would meet, and takes it back.
+func (s *server) try(r *http.Request, p *policy.Policy) (*trial, error) {
+	var t trial
+	err := s.update(r, "try a policy", func(tx *state.Tx) error {
+		t.was, t.stored = tx.Policy(), tx.PolicyText()
+		if err := tx.UsePolicyFile(p); err != nil {
+			return err
+		}
+		t.is = tx.Policy()
+		return errTrial
+	})
+	if !errors.Is(err, errTrial) {
+		return nil, policyError(err)
+	}
+	return &t, nil
+}
+
+// requested is the policy that a request for check or diff names.
+func (s *server) requested(r *http.Request) (*policy.Policy, error) {
+	var req PolicyRequest
+	if err := readPolicyRequest(r, &req); err != nil {
+		return nil, err
+	}
+	if req.Version == 0 {
+		return policyOf(req.Text, req.None)
+	}
+	if req.Text != "" || req.None {
+		return nil, tailnet.Errorf(tailnet.Invalid, "a policy and a version contradict each other: give one of them")
+	}
+	return s.parseVersion(r.Context(), req.Version)
+}
+
+// parseVersion is an old version as this program understands it; nil if there was none in force.
+func (s *server) parseVersion(ctx context.Context, id ID) (*policy.Policy, error) {
+	v, err := s.State.PolicyVersion(ctx, tailnet.PolicyID(id))
+	if err != nil || v.Text == "" {
+		return nil, err
+	}
+	return ParsePolicy(v.Text)
+}
+
+func (s *server) checkPolicy(r *http.Request) (any, error) {
+	out := CheckPolicyAnswer{Warnings: []PolicyWarning{}}
+	p, err := s.requested(r)
+	if err == nil {
+		out.Warnings = warningsOf(p)
+		var t *trial
+		if t, err = s.try(r, p); err == nil {
+			err = policyError(t.is.Test())
+		}
+	}
+	if out.Faults, err = faultsIn(err); err != nil {
+		return nil, err
+	}
+	out.Valid = len(out.Faults) == 0
+	return out, nil
+}
+
+// faultsIn are the faults of a PolicyError, none for nil; other errors are returned.
+func faultsIn(err error) ([]PolicyFault, error) {
+	var pe *PolicyError
+	if errors.As(err, &pe) {
+		return pe.Faults, nil
+	}
+	return []PolicyFault{}, err
+}
+
+// CheckPolicy says whether a policy would be accepted. Nothing is changed.
+func (c *Client) CheckPolicy(ctx context.Context, req PolicyRequest) (*CheckPolicyAnswer, error) {
+	out := CheckPolicyAnswer{Warnings: []PolicyWarning{}}
+	faults, err := faultsIn(checkSent(req.Text))
+	if len(faults) > 0 || err != nil {
+		out.Faults = faults
+		return &out, err
+	}
+	err = c.do(ctx, http.MethodPost, c.path("policy", "check"), req, &out)
+	return &out, err
+}
+
+func (s *server) diffPolicy(r *http.Request) (any, error) {
+	p, err := s.requested(r)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.try(r, p)
+	if err != nil {
+		return nil, err
+	}
+	out := DiffPolicyAnswer{Warnings: warningsOf(p)}
+	if t.stored != nil && s.PolicyFile == "" {
+		out.Version = ID(t.stored.ID)
+	}
+	out.Changes, out.More = changesOf(t.was, t.is)
+	if out.Faults, err = faultsIn(policyError(t.is.Test())); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// DiffPolicy says what a policy would open and close. Nothing is changed.
+func (c *Client) DiffPolicy(ctx context.Context, req PolicyRequest) (*DiffPolicyAnswer, error) {
+	if err := checkSent(req.Text); err != nil {
+		return nil, err
+	}
+	var out DiffPolicyAnswer
+	err := c.do(ctx, http.MethodPost, c.path("policy", "diff"), req, &out)
+	return &out, err
+}
+
+func (s *server) policyHistory(r *http.Request) (any, error) {
+	limit := defaultVersions
+	if text := query(r, "limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > maxVersions {
+			return nil, tailnet.Errorf(tailnet.Invalid, "limit=%q is not a number from 1 to %d", clip(text), maxVersions)
+		}
+		limit = n
+	}
+	versions, err := s.State.Policies(r.Context(), limit)
+	if err != nil {
+		return nil, err
+	}
+	sn := s.State.Snapshot()
+	out := PolicyHistory{Versions: []*PolicyVersion{}}
+	for _, v := range versions {
+		newest := sn.Text != nil && v.ID == sn.Text.ID
+		out.Versions = append(out.Versions, &PolicyVersion{
+			Version: ID(v.ID), UpdatedAt: timestamp(v.Created), Author: v.Author, Comment: v.Comment, Bytes: len(v.Text),
+			InForce: newest && s.PolicyFile == "" && textInForce(sn.Policy) == v.Text,
+		})
+	}
+	return out, nil
+}
+
+// PolicyHistory are the versions of the policy, the newest first, at most limit of them; 0: as many as the server likes.
+func (c *Client) PolicyHistory(ctx context.Context, limit int) ([]*PolicyVersion, error) {
+	q := url.Values{}
+	if limit > 0 {
+		q.Set("limit", strconv.Itoa(limit))
+	}
+	var out PolicyHistory
+	err := c.do(ctx, http.MethodGet, c.path("policy", "history").query(q), nil, &out)
+	return out.Versions, err
+}
+
+func (s *server) policyVersion(r *http.Request) (any, error) {
+	ref, err := pathVar(r, "version")
+	if err != nil {
+		return nil, err
+	}
+	id, ok := Ref(ref).id()
+	if !ok {
+		return nil, tailnet.Errorf(tailnet.Invalid, "%q is not a version: a whole number is asked for", clip(ref))
+	}
+	v, err := s.State.PolicyVersion(r.Context(), tailnet.PolicyID(id))
+	if err != nil {
+		return nil, err
+	}
+	return s.policyJSON(s.State.Snapshot(), v), nil
+}
+
+// PolicyVersion is one version of the policy with its text.
+func (c *Client) PolicyVersion(ctx context.Context, version ID) (*PolicyText, error) {
+	var out PolicyText
+	err := c.do(ctx, http.MethodGet, c.path("policy", "version", version.String()), nil, &out)
+	return &out, err
+}
+
+func (s *server) rollbackPolicy(r *http.Request) (any, error) {
+	var req RollbackPolicyRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if req.Version == 0 {
+		return nil, tailnet.Errorf(tailnet.Invalid, "no version is given: give the number of one in the history")
+	}
+	if err := checkText("comment", req.Comment); err != nil {
+		return nil, err
+	}
+	p, err := s.parseVersion(r.Context(), req.Version)
+	if err != nil {
+		return nil, err
+	}
+	comment := "rollback to version " + req.Version.String()
+	if req.Comment != "" {
+		comment += ": " + req.Comment
+		if len(comment) > maxText {
+			comment = req.Comment
+		}
+	}
+	return s.putPolicy(r, p, SetPolicyRequest{Comment: comment, Author: req.Author, IfMatch: req.IfMatch, Changes: req.Changes})
+}
+
+// RollbackPolicy makes the text of an old version the newest one.
+func (c *Client) RollbackPolicy(ctx context.Context, req RollbackPolicyRequest) (*SetPolicyAnswer, error) {
+	var out SetPolicyAnswer
+	err := c.do(ctx, http.MethodPost, c.path("policy", "rollback"), req, &out)
+	return &out, err
+}
