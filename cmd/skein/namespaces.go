@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,7 @@ func newNamespacesCommand(c *cli) *cobra.Command {
 		`  skein namespaces create junyao
   skein namespaces list
   skein users list -o json          # the same: a namespace is a user`,
-		c.namespacesCreate(), c.namespacesList(), c.namespacesRename(), c.namespacesDelete())
+		c.namespacesCreate(), c.namespacesList(), c.namespacesRename(), c.namespacesSetRole(), c.namespacesDelete())
 }
 
 func namespacesTable(users ...*api.User) *table {
@@ -87,6 +89,40 @@ func (c *cli) namespacesRename() *cobra.Command {
 				return err
 			}
 			return c.print(u, namespacesTable(u))
+		},
+	}
+}
+
+func (c *cli) namespacesSetRole() *cobra.Command {
+	return &cobra.Command{
+		Use: "set-role NAMESPACE ROLE", Aliases: []string{"role"}, Short: "Say what a user is to the policy, such as admin",
+		Long: `Say what a user is to the policy, which calls those with a role autogroup:ROLE. ROLE is one of ` + strings.Join(api.Roles, ", ") + `.
+Everybody is a member beside that. "skein namespaces list -o json" shows the roles.`,
+		Example: "  skein namespaces set-role junyao admin",
+		Args:    wantArgs("NAMESPACE", "ROLE"),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return api.Roles, cobra.ShellCompDirectiveNoFileComp
+			}
+			return c.completeNamespaces(cmd, args, toComplete)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(api.Roles, args[1]) {
+				return usagef("%q is not a role: use %s", args[1], strings.Join(api.Roles, ", "))
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			u, err := cl.SetUserRole(cmd.Context(), api.Ref(args[0]), args[1])
+			if err != nil {
+				return err
+			}
+			if c.output != "" {
+				return writeValue(c.out, c.output, u)
+			}
+			fmt.Fprintf(c.errOut, "%s is %s now.\n", u.Name, u.Role)
+			return nil
 		},
 	}
 }
