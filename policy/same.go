@@ -36,8 +36,10 @@ func (c *Compiled) Same(o *Compiled, n *tailnet.Node, v tailcfg.CapabilityVersio
 		}
 	}
 	for _, it := range r.ssh {
+		// SSH rules tell the sources apart by user: the same nodes are not enough.
 		mine := it.dst >= 0 && k.in.has(it.dst) || e.user != 0 && (it.self || len(it.rule.domains) > 0)
-		if mine && !c.sameSources(o, it.src) || it.rec >= 0 && !c.sameSources(o, it.rec) {
+		if mine && (c.lists[it.src] != o.lists[it.src] || len(it.rule.domains) > 0 && !c.sameUsers(o)) ||
+			it.rec >= 0 && !c.sameSources(o, it.rec) {
 			return false
 		}
 	}
@@ -56,4 +58,9 @@ func (c *Compiled) sameSources(o *Compiled, set int) bool {
 		return slices.Equal(c.addresses(set), o.addresses(set))
 	}
 	return false
+}
+
+// sameUsers reports whether no user is another value.
+func (c *Compiled) sameUsers(o *Compiled) bool {
+	return slices.EqualFunc(c.users, o.users, func(a, b userBits) bool { return a.user == b.user })
 }
