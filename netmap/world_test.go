@@ -154,6 +154,19 @@ var somePolicies = []*policy.Policy{
 		{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*", "autogroup:internet:*"]},
 		{"action": "accept", "src": ["100.64.0.2"], "dst": ["10.0.0.0/8:22", "tag:web:*"]}],
 		"autoApprovers": {"routes": {"10.0.0.0/8": ["tag:web"]}, "exitNode": ["tag:db"]}}`),
+	parsePolicy(`{"tagOwners": {"tag:web": [], "tag:db": []}, "grants": [
+		{"src": ["user-0@", "tag:db"], "dst": ["192.168.199.0/24"], "ip": ["*"], "via": ["tag:web"]},
+		{"src": ["user-1@"], "dst": ["192.168.199.0/24", "10.0.0.0/8"], "ip": ["tcp:22"], "via": ["tag:db"]},
+		{"src": ["autogroup:admin"], "dst": ["*"], "ip": ["*"]}]}`),
+	parsePolicy(`{"tagOwners": {"tag:web": [], "tag:db": []}, "groups": {"group:few": ["user-1@", "user-2@"]},
+		"postures": {"posture:nas": ["node:os == 'linux'", "node:tsVersion >= '1.90'"]}, "hosts": {"home": "192.168.199.7"},
+		"acls": [
+			{"action": "accept", "src": ["group:few"], "srcPosture": ["posture:nas"], "dst": ["home:*", "tag:db:*"]},
+			{"action": "accept", "proto": "icmp", "src": ["autogroup:tagged"], "dst": ["autogroup:member:*"]}],
+		"grants": [{"src": ["tag:web"], "dst": ["tag:db"], "app": {"example.com/cap/x": [{"a": 1}]}}],
+		"ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["autogroup:nonroot"]},
+			{"action": "accept", "src": ["group:few"], "dst": ["tag:web"], "users": ["root"]}],
+		"nodeAttrs": [{"target": ["tag:web", "user-0@"], "attr": ["funnel", "randomize-client-port"]}]}`),
 	parsePolicy(`{"acls": []}`),
 }
 
@@ -207,6 +220,7 @@ func (w *world) randomChange(t *rapid.T) string {
 		if us := sn.Users(); len(us) > 0 {
 			u := *us[rapid.IntRange(0, len(us)-1).Draw(t, "user")]
 			u.DisplayName = name
+			u.Role = rapid.SampledFrom([]tailnet.Role{tailnet.RoleMember, tailnet.RoleAdmin}).Draw(t, "role")
 			w.update(func(tx *state.Tx) error { return tx.PutUser(&u) })
 		}
 	case "join":
@@ -236,6 +250,7 @@ func (w *world) randomChange(t *rapid.T) string {
 		w.edit(id, func(tx *state.Tx, n *tailnet.Node) {
 			h := n.Hostinfo.Clone()
 			h.Hostname, h.Services = name, services
+			h.IPNVersion = rapid.SampledFrom([]string{"", "1.80.3", "1.102.5"}).Draw(t, "version")
 			h.DeviceModel = fmt.Sprint(yes) // of no interest to peers
 			n.Hostinfo, n.Hostname, n.Name = h, name, tx.FreeName(name, id)
 		})
