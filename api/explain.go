@@ -300,7 +300,7 @@ func (s *server) explainPair(q *question, src *state.Node, dst destination) (out
 			continue // the other one will be used
 		}
 		x := q.empty(src, dst)
-		x.Notes = s.notes(q, src, dst)
+		x.Notes = s.notes(src, dst)
 		q.ask(x, src, a)
 		same := func(o *Explanation) bool {
 			return o.Allowed == x.Allowed && o.Why == x.Why && slices.Equal(o.Rules, x.Rules) && slices.Equal(o.Near, x.Near)
@@ -404,7 +404,7 @@ func (q *question) rules(refs []policy.RuleRef) []PolicyRule {
 }
 
 // notes say what keeps two nodes apart whatever the policy says.
-func (s *server) notes(q *question, src *state.Node, dst destination) []string {
+func (s *server) notes(src *state.Node, dst destination) []string {
 	out := []string{}
 	for _, n := range []*state.Node{src, dst.node} {
 		switch {

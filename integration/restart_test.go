@@ -84,8 +84,8 @@ func TestRouteKeptWhileRouterReconnectsLast(t *testing.T) {
 	restartWithout(t, n, n.NAS)
 	// Whoever asks for a map now must be told of the route: the laptop that was there, and a newcomer.
 	vm := n.join(n.Cloud, "--accept-routes")
-	p := mac.WaitPeer(patient, "VM-0-2-centos", nil) // now the laptop has a map of the new process
-	if p = lab.Peer(mac.Status(), "homeDS"); p == nil || !carries(homeLAN)(p) {
+	mac.WaitPeer(patient, "VM-0-2-centos", nil) // now the laptop has a map of the new process
+	if p := lab.Peer(mac.Status(), "homeDS"); p == nil || !carries(homeLAN)(p) {
 		t.Errorf("the laptop has lost the route:\n%s", lab.Brief(mac.Status()))
 	}
 	vm.WaitPeer(soon, "homeDS", carries(homeLAN))
