@@ -302,7 +302,8 @@ func TestEphemeral(t *testing.T) {
 	}
 }
 
-// Clients of older versions join, see the others, and reach them directly and over the relay.
+// Clients of older versions join, see the others, reach them directly and over the relay, and are back
+// after a restart of the server.
 func TestOlderClients(t *testing.T) {
 	for _, version := range []string{"v1.80.3", "v1.94.2"} {
 		t.Run(version, func(t *testing.T) {
@@ -324,9 +325,11 @@ func TestOlderClients(t *testing.T) {
 			allRelayed(t, vias, r)
 			n.Mac.Unblock()
 
+			n.srv.Kill()
+			n.srv.StartAgain()
 			n.srv.Skein("nodes", "delete", "-i", n.id(t, "VM-0-2-centos"), "--yes")
-			mac.WaitNoPeer(soon, "VM-0-2-centos")
-			vm.WaitState(soon, "NeedsLogin")
+			mac.WaitNoPeer(patient, "VM-0-2-centos")
+			vm.WaitState(patient, "NeedsLogin")
 		})
 	}
 }
