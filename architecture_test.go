@@ -28,7 +28,8 @@ var allowed = map[string][]string{
 	"state/statetest":       {"tailnet", "state"},
 	"netmap":                {"tailnet", "policy", "state", "dns"},
 	"auth":                  {"tailnet", "state"},
-	"control":               {"tailnet", "state", "netmap", "auth"},
+	"control":               {"tailnet", "state", "netmap", "auth", "control/h2"},
+	"control/h2":            {},
 	"api":                   {"tailnet", "policy", "state", "auth"},
 	"integration":           {"integration/lab"},
 	"integration/lab":       {"api"},
@@ -41,9 +42,9 @@ var allowed = map[string][]string{
 // foreign are packages of others that only some of ours may import.
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
-	"net/http":               {"control", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"net/http":               {"control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"os/exec":                {"integration", "integration/lab", "integration/sim", "integration/wireguard"},
-	"golang.org/x/net/http2": {"control", "integration/sim"},
+	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }
 
 // pure packages start no goroutine and read no clock.
