@@ -30,11 +30,11 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
-	"golang.org/x/net/http2"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/control/h2"
 	"github.com/skein-vpn/skein/netmap"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
@@ -80,8 +80,7 @@ type Server struct {
 	wg   sync.WaitGroup // connections, timers and the prober
 
 	handler http.Handler // inside Noise connections
-	h2      *http2.Server
-	h2base  *http.Server
+	h2      h2.Options
 	limits  *limiter
 	pings   *pings
 
@@ -111,12 +110,11 @@ func New(o Options) *Server {
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.handler = s.inner()
-	// A stream's own deadline cannot end it while the connection takes no byte: its reset waits behind the blocked write.
-	s.h2 = &http2.Server{
-		MaxConcurrentStreams: maxStreams, IdleTimeout: idleConnection, WriteByteTimeout: o.WriteTimeout,
-		ReadIdleTimeout: o.SilentAfter / 4 * 3, PingTimeout: o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
+	s.h2 = h2.Options{
+		MaxStreams: maxStreams, IdleTimeout: idleConnection, WriteTimeout: o.WriteTimeout, Grace: closeAfter,
+		ReadIdle: o.SilentAfter / 4 * 3, PingTimeout: o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
+		Log: o.Log,
 	}
-	s.h2base = &http.Server{ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)}
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()

@@ -7,10 +7,11 @@ import (
 	"runtime/debug"
 	"time"
 
-	"golang.org/x/net/http2"
 	"tailscale.com/control/controlbase"
 	"tailscale.com/control/controlhttp/controlhttpserver"
 	"tailscale.com/tailcfg"
+
+	"github.com/skein-vpn/skein/control/h2"
 )
 
 const (
@@ -70,14 +71,13 @@ const closeAfter = 200 * time.Millisecond
 
 // serveConn serves HTTP/2 inside one Noise connection until that ends.
 func (s *Server) serveConn(conn *controlbase.Conn, remote netip.Addr) {
-	defer conn.Close()
-	unhook := context.AfterFunc(s.ctx, func() { time.AfterFunc(closeAfter, func() { conn.Close() }) })
-	defer unhook()
 	// The base context ends with the server; each request's own context ends with its stream.
 	ctx := context.WithValue(s.ctx, peerKey{}, peer{
 		machine: conn.Peer(), capver: tailcfg.CapabilityVersion(conn.ProtocolVersion()), remote: remote,
 	})
-	s.h2.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: s.handler, BaseConfig: s.h2base})
+	if err := h2.Serve(ctx, conn, s.handler, s.h2); err != nil {
+		s.log.Debug("a connection has ended", "remote", remote, "err", err)
+	}
 }
 
 // begin counts one more connection, unless the server is shutting down; the caller must call wg.Done.
