@@ -34,6 +34,10 @@ const (
 // maxFailures is how many failing tests are told of one policy.
 const maxFailures = 50
 
+// maxTellUsers is up to how many users SetPolicy tells what opens and closes: telling costs their square, and who set a policy
+// should not wait for an answer until nobody reads it. DiffPolicy tells whatever it costs.
+const maxTellUsers = 2000
+
 // PolicyText is a policy: the newest, or a version of it.
 type PolicyText struct {
 	Text      string     `json:"policy"`    // HuJSON as it was given; empty: none, everybody reaches everybody
@@ -184,7 +188,7 @@ type (
 		Changed  bool            `json:"changed"` // false: it was the same text; there is no new version
 		Warnings []PolicyWarning `json:"warnings"`
 		Changes  []PolicyChange  `json:"changes"` // empty unless asked for
-		More     bool            `json:"more"`    // there are further changes
+		More     bool            `json:"more"`    // there may be further changes
 	}
 	// CheckPolicyAnswer says whether a policy would be accepted.
 	CheckPolicyAnswer struct {
@@ -376,7 +380,11 @@ func (s *server) putPolicy(r *http.Request, p *policy.Policy, req SetPolicyReque
 	sn := s.State.Snapshot()
 	out.PolicyText = *s.policyJSON(sn, stored)
 	if req.Changes && !unchanged {
-		out.Changes, out.More = changesOf(was, is)
+		if len(sn.Users()) > maxTellUsers {
+			out.More = true
+		} else {
+			out.Changes, out.More = changesOf(was, is)
+		}
 	}
 	return out, nil
 }

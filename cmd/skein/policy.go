@@ -185,6 +185,8 @@ func tellChanges(w io.Writer, changes []api.PolicyChange, more bool, limit int) 
 		}
 	}
 	switch {
+	case more && len(changes) == 0:
+		fmt.Fprintln(w, "… too many users to tell them all here")
 	case more:
 		fmt.Fprintln(w, "… and many more")
 	case rest > 0:
@@ -208,7 +210,7 @@ func (c *cli) tellSet(file string, a *api.SetPolicyAnswer) error {
 	if err := tellChanges(c.out, a.Changes, a.More, shortChanges); err != nil {
 		return err
 	}
-	if len(a.Changes) == 0 {
+	if len(a.Changes) == 0 && !a.More {
 		fmt.Fprintln(c.errOut, noChanges)
 	}
 	note := ""

@@ -13,6 +13,7 @@ import (
 	"github.com/creack/pty"
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v4"
+	"golang.org/x/sys/unix"
 )
 
 // onTerminal runs skein on a terminal where somebody types, and returns what is shown and the exit code.
@@ -23,6 +24,15 @@ func onTerminal(t *testing.T, typed string, args ...string) (string, int) {
 		t.Skipf("no terminals here: %v", err)
 	}
 	defer master.Close()
+	// Without the echo, which the kernel puts anywhere between what the program writes.
+	mode, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(int(tty.Fd()), unix.TCSETS, mode); err != nil {
+		t.Fatal(err)
+	}
 	shown := make(chan string)
 	go func() {
 		var b bytes.Buffer
@@ -56,7 +66,7 @@ func TestTerminal(t *testing.T) {
 	expect := func(typed string, code int, want string, args ...string) {
 		t.Helper()
 		got, exit := onTerminal(t, typed, args...)
-		if got = strings.TrimPrefix(got, strings.ReplaceAll(typed, "\x04", "")); exit != code || got != want { // the terminal's echo
+		if exit != code || got != want {
 			t.Errorf("skein %s: exit code %d, want %d; shown:\n%q\nwant:\n%q", strings.Join(args, " "), exit, code, got, want)
 		}
 	}
