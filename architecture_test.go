@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
 	"net/http":               {"control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
-	"os/exec":                {"integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"os/exec":                {"cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }
 

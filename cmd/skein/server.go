@@ -434,7 +434,11 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	return api.Options{State: s.state, Auth: s.auth, Version: version(), Health: s.db.Health, Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Version: version(), Health: s.db.Health, Log: s.log}
+	if s.cfg.Policy.FromFile() {
+		o.PolicyFile = s.cfg.Policy.Path
+	}
+	return o
 }
 
 func (s *server) goServe(srv *http.Server, l net.Listener) {
