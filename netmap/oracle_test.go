@@ -43,7 +43,7 @@ func TestDeltasEqualFullMaps(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t, statetest.New())
 		var sessions []*session
-		for range rapid.IntRange(1, 40).Draw(t, "changes") {
+		for range rapid.IntRange(1, 30).Draw(t, "changes") {
 			w.randomChange(t)
 			sn := w.snapshot()
 			var live []*session
