@@ -97,7 +97,15 @@ type op struct {
 	f    func(*Tx) error
 	done chan error // buffered, one value
 	err  error      // of f
+
+	stage atomic.Int32 // opWaiting, then one of the others for good
 }
+
+const (
+	opWaiting   = iota // for the writer
+	opTaken            // the writer runs f, or has done so
+	opWithdrawn        // ctx ended first
+)
 
 // ErrClosed is what Update returns after Close.
 var ErrClosed = tailnet.Errorf(tailnet.Unavailable, "the server is shutting down")
@@ -165,7 +173,8 @@ func (st *State) DeletedNode(ctx context.Context, k key.NodePublic) (*tailnet.No
 
 // Update runs f against the newest state and returns once its changes are durable and published; why names the change
 // for the tailnet's history. f must have no side effects: it may run again. If f fails nothing of it remains, and its
-// error is returned as it is. If ctx ends first Update returns its error, and the change may still be made.
+// error is returned as it is. If ctx ends before the writer has taken f up, Update returns its error and f never runs; after
+// that it waits for the outcome, so that f may write to variables of its caller.
 func (st *State) Update(ctx context.Context, why string, f func(*Tx) error) error {
 	o := &op{ctx: ctx, why: why, f: f, done: make(chan error, 1)}
 	select {
@@ -184,7 +193,10 @@ func (st *State) Update(ctx context.Context, why string, f func(*Tx) error) erro
 	case err := <-o.done:
 		return err
 	case <-ctx.Done():
-		return ctx.Err()
+		if o.stage.CompareAndSwap(opWaiting, opWithdrawn) {
+			return ctx.Err()
+		}
+		return <-o.done // a commit takes commitTimeout at the most
 	case <-st.gone: // it may have come too late to be taken
 		select {
 		case err := <-o.done:
@@ -270,7 +282,8 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 	tx := newTx(st, base, st.now())
 	var why []string
 	for _, o := range group {
-		if o.err = o.ctx.Err(); o.err != nil {
+		if !o.stage.CompareAndSwap(opWaiting, opTaken) && o.stage.Load() == opWithdrawn {
+			o.err = o.ctx.Err()
 			continue
 		}
 		if o.err = tx.run(o.f); o.err == nil {

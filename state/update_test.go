@@ -312,6 +312,30 @@ func TestCanceledUpdateDoesNotRun(t *testing.T) {
 	}
 }
 
+// An update that the writer has taken up is waited for even if its caller's context ends, so that what it writes to the
+// caller's variables races with nobody.
+func TestTakenUpdateIsWaitedFor(t *testing.T) {
+	store := statetest.New()
+	st := open(t, options(store))
+	release := store.Block()
+	gone, cancel := context.WithCancel(ctx)
+	errs := make(chan error, 1)
+	go func() {
+		errs <- st.Update(gone, "taken", func(tx *Tx) error { return tx.PutUser(tx.NewUser("taken")) })
+	}()
+	eventually(t, "the commit", func() bool { return store.Waiting() == 1 })
+	cancel()
+	select {
+	case err := <-errs:
+		t.Errorf("Update returned %v while the writer was at it", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	release()
+	if err := <-errs; err != nil || st.Snapshot().UserByName("taken") == nil {
+		t.Errorf("after the commit: %v", err)
+	}
+}
+
 // Close answers every update, whether it was taken or came too late, and can be called again.
 func TestClose(t *testing.T) {
 	for range 20 {
