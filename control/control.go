@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -82,6 +83,7 @@ type Server struct {
 	handler http.Handler // inside Noise connections
 	h2      h2.Options
 	limits  *limiter
+	turns   chan struct{} // as many slots as full maps may be made at a time
 	pings   *pings
 
 	mu       sync.Mutex
@@ -105,7 +107,7 @@ func New(o Options) *Server {
 		o.Log = slog.Default()
 	}
 	s := &Server{
-		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(),
+		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(), turns: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		sessions: map[tailnet.NodeID]*mapSession{}, offline: map[tailnet.NodeID]*time.Timer{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())

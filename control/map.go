@@ -144,7 +144,7 @@ func (ms *mapSession) run(ctx context.Context) error {
 	if n := sn.Node(ms.viewer.Node); n == nil || n.NodeKey != ms.key {
 		return nil // deleted or renewed this moment; the client asks again and is told
 	}
-	f, ok := ms.s.o.Encoder.Full(sn, ms.viewer)
+	f, ok := ms.s.fullMap(ctx, sn, ms.viewer)
 	if !ok {
 		return nil
 	}
@@ -186,6 +186,19 @@ func (ms *mapSession) run(ctx context.Context) error {
 		}
 		keepAlive.Reset(ms.s.keepAliveIn())
 	}
+}
+
+// fullMap makes a full map when it is this session's turn: of a fleet that connects at once, as many as there are processors
+// are served at a time, in the order in which they came. Deltas and keep-alives of others go on meanwhile, and so does writing:
+// a slow reader holds up nobody.
+func (s *Server) fullMap(ctx context.Context, sn *state.Snapshot, v netmap.Viewer) (netmap.Frame, bool) {
+	select {
+	case s.turns <- struct{}{}: // senders that wait are let in in order
+	case <-ctx.Done():
+		return netmap.Frame{}, false
+	}
+	defer func() { <-s.turns }()
+	return s.o.Encoder.Full(sn, v)
 }
 
 // keepAliveIn is when an idle stream says something: jitter keeps clients out of step.
