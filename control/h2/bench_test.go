@@ -30,13 +30,11 @@ var raceEnabled bool
 
 // crowd is a number of connections with one stream each, whose handlers write a message whenever they are told to.
 type crowd struct {
-	handlers, conns sync.WaitGroup
-	mu              sync.Mutex
-	next            chan struct{} // guarded by mu: closed to have all write
-	wrote           atomic.Int64
-	ready           atomic.Int64
-	clients         []net.Conn
-	cancel          context.CancelFunc
+	mu      sync.Mutex
+	next    chan struct{} // guarded by mu: closed to have all write
+	wrote   atomic.Int64
+	ready   atomic.Int64
+	clients []net.Conn
 }
 
 func (cr *crowd) wait() chan struct{} {

@@ -148,7 +148,7 @@ func checkOutput(t *testing.T, out, in []byte) {
 	for first := true; ; first = false {
 		f, err := fr.ReadFrame()
 		if err != nil {
-			if err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) { // a write may have been cut
+			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) { // a write may have been cut
 				t.Fatalf("the server said something that is not HTTP/2: %v", err)
 			}
 			return

@@ -204,7 +204,7 @@ func Serve(ctx context.Context, nc net.Conn, h http.Handler, o Options) error {
 		c.linger()
 	}
 	c.handlers.Wait()
-	if err == errEnded {
+	if errors.Is(err, errEnded) {
 		return nil
 	}
 	return err

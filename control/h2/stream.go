@@ -114,7 +114,7 @@ func (st *stream) serve(h http.Handler, r *http.Request) {
 			st.finish()
 			return
 		}
-		if v := recover(); v != nil && v != http.ErrAbortHandler {
+		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // as net/http compares it
 			st.panicked(r, v)
 		}
 		st.reset(http2.ErrCodeInternal, errOver)

@@ -95,7 +95,7 @@ func TestPrefaceTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTimed(t, nil, Options{}, hello[:30])
 		c.at(prefaceTimeout)
-		if err := <-c.err; err != errPreface {
+		if err := <-c.err; !errors.Is(err, errPreface) {
 			t.Errorf("Serve returned %v", err)
 		}
 	})
