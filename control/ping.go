@@ -124,9 +124,17 @@ func (s *Server) probe(ctx context.Context) {
 	defer wg.Wait()
 	tick := time.NewTicker(o.Every)
 	defer tick.Stop()
+	// Judging is cheap, and a verdict that waits for the next probe would add up to a whole interval to each failover.
+	verdict := time.NewTicker(max(o.Every/4, time.Millisecond))
+	defer verdict.Stop()
 	health := map[tailnet.NodeID]*health{}
 	for {
 		select {
+		case <-verdict.C:
+			for id, h := range health {
+				s.judge(ctx, id, h, o)
+			}
+			continue
 		case <-tick.C:
 		case <-ctx.Done():
 			return
@@ -142,7 +150,6 @@ func (s *Server) probe(ctx context.Context) {
 				h = newHealth(time.Now())
 				health[n.ID] = h
 			}
-			s.judge(ctx, n.ID, h, o)
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
@@ -178,7 +185,7 @@ func setDefault(d *time.Duration, v time.Duration) {
 func (s *Server) judge(ctx context.Context, id tailnet.NodeID, h *health, o ProbeOptions) {
 	failing, steady := h.state(time.Now(), o)
 	n := s.o.State.Snapshot().Node(id)
-	if n == nil || n.Failing == failing && (n.Steady || !steady) {
+	if n == nil || !n.Online || n.Failing == failing && (n.Steady || !steady) {
 		return
 	}
 	if n.Failing != failing {
