@@ -30,6 +30,7 @@ var raceEnabled bool
 
 // crowd is a number of connections with one stream each, whose handlers write a message whenever they are told to.
 type crowd struct {
+	conns   sync.WaitGroup
 	mu      sync.Mutex
 	next    chan struct{} // guarded by mu: closed to have all write
 	wrote   atomic.Int64
