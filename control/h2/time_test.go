@@ -134,7 +134,7 @@ func TestPing(t *testing.T) {
 		if c.at(110*time.Second) != nil {
 			t.Error("the connection goes on without an answer")
 		}
-		if err := <-c.err; err != errNoAnswer {
+		if err := <-c.err; !errors.Is(err, errNoAnswer) {
 			t.Errorf("Serve returned %v", err)
 		}
 	})
@@ -155,7 +155,7 @@ func TestGrace(t *testing.T) {
 		if c.at(3*time.Second) != nil {
 			t.Error("the connection goes on")
 		}
-		if err := <-c.err; err != errGrace {
+		if err := <-c.err; !errors.Is(err, errGrace) {
 			t.Errorf("Serve returned %v", err)
 		}
 		if d := time.Since(c.began); d != 61*time.Second {
@@ -286,7 +286,7 @@ func TestAnswersPileUp(t *testing.T) {
 				break
 			}
 		}
-		if err := <-c.err; err != errQueue {
+		if err := <-c.err; !errors.Is(err, errQueue) {
 			t.Errorf("Serve returned %v after %d pings", err, n)
 		}
 		close(c.thaw)
