@@ -57,7 +57,8 @@ type Options struct {
 	// Grace is how long after the end of the context streams have to end by themselves before the connection is closed.
 	Grace time.Duration
 
-	// OnPanic is told of a panic in a handler, which has cost the stream; nil logs it. http.ErrAbortHandler is not told.
+	// OnPanic is told of a panic in a handler, which has cost the stream; nil logs it. http.ErrAbortHandler is not told. r is
+	// nil if the handler had returned; see Continue.
 	OnPanic func(r *http.Request, v any, stack []byte)
 	Log     *slog.Logger // nil: slog.Default
 }
@@ -156,6 +157,7 @@ var (
 	errPreface  = errors.New("the client has not begun to speak HTTP/2")
 	errQueue    = errors.New("the client does not read the answers to what it sends")
 	errGrace    = errors.New("streams have not ended in time")
+	errPanic    = errors.New("a panic has ended the connection")
 )
 
 // Serve serves the requests that come on nc with h until the connection ends, which it closes, and all handlers have
@@ -172,9 +174,17 @@ func Serve(ctx context.Context, nc net.Conn, h http.Handler, o Options) error {
 	c.timer = time.AfterFunc(prefaceTimeout, c.tick)
 	c.greetLocked()
 	c.done()
-	unhook := context.AfterFunc(ctx, func() { c.drain(true) })
+	defer context.AfterFunc(ctx, func() { c.drain(true) })()
+	reading := true
+	defer func() {
+		if reading { // a panic; the handlers would wait for ever
+			c.mu.Lock()
+			c.failLocked(errPanic)
+			c.done()
+		}
+	}()
 	err := c.read()
-	unhook()
+	reading = false
 	c.mu.Lock()
 	fault := connError{}
 	switch {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
 	"slices"
@@ -230,5 +231,86 @@ func TestShortResponse(t *testing.T) {
 	var se http2.StreamError
 	if !errors.As(err, &se) || se.Code != http2.ErrCodeInternal {
 		t.Errorf("the client saw %v", err)
+	}
+}
+
+// Continue goes on with the response when the handler has returned, as often as it is asked to; a panic there costs the
+// stream alone.
+func TestContinueResponse(t *testing.T) {
+	told := make(chan any, 1)
+	cc := client(t, func(w http.ResponseWriter, r *http.Request) {
+		defer func() { _, _ = io.WriteString(w, "one ") }()
+		ctx := r.Context()
+		Continue(w, func() {
+			_, _ = io.WriteString(w, "two ")
+			if err := errors.Join(http.NewResponseController(w).Flush(), ctx.Err()); err != nil {
+				t.Error(err)
+			}
+			Continue(w, func() { _, _ = io.WriteString(w, "three") })
+			if r.URL.Path == "/panic" {
+				panic("oops")
+			}
+		})
+	}, Options{OnPanic: func(r *http.Request, v any, _ []byte) {
+		if r != nil {
+			t.Error("told the request of a continuation")
+		}
+		told <- v
+	}})
+	if _, body := do(t, cc, "GET", "/", nil); body != "one two three" {
+		t.Errorf("got %q", body)
+	}
+	r, _ := http.NewRequest("GET", "http://skein/panic", nil)
+	resp, err := cc.RoundTrip(r)
+	if err == nil {
+		_, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+	}
+	if err == nil || <-told != "oops" {
+		t.Errorf("a panic was not told, or the response has ended in order: %v", err)
+	}
+	if Continue(httptest.NewRecorder(), func() {}) {
+		t.Error("a recorder can continue")
+	}
+}
+
+// broken is a connection that panics when it has been read for a while.
+type broken struct {
+	net.Conn
+	reads int
+}
+
+func (b *broken) Read(p []byte) (int, error) {
+	if b.reads--; b.reads < 0 {
+		panic("oops")
+	}
+	return b.Conn.Read(p)
+}
+
+// A panic in the read loop goes up, but leaves no handler behind.
+func TestPanicOfConnection(t *testing.T) {
+	a, b := pipe(t)
+	ended := make(chan error, 1)
+	var up any
+	go func() {
+		defer func() {
+			up = recover()
+			close(ended)
+		}()
+		_ = Serve(t.Context(), &broken{b, 4}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			ended <- r.Context().Err()
+		}), Options{})
+	}()
+	_, _ = a.Write(slices.Concat([]byte(http2.ClientPreface), appendFrame(nil, http2.FrameSettings, 0, 0), headers(1, endStream, block())))
+	for range 2 { // the handler, and Serve
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Fatal("something waits on")
+		}
+	}
+	if up != "oops" {
+		t.Errorf("recovered %v", up)
 	}
 }

@@ -39,6 +39,7 @@ type stream struct {
 	auto     autoFields
 	out      *output // nil: nothing is buffered
 	n        int     // bytes of data in out
+	next     func()  // of Continue, or nil
 	over     bool    // the handler has returned
 
 	// Guarded by c.mu, as are those that follow.
@@ -98,7 +99,8 @@ func (c *conn) beginLocked(id uint32, r *http.Request, tooLarge, end bool) {
 	r.RemoteAddr = c.remote
 	c.streams = append(c.streams, st)
 	c.live++
-	c.handlers.Go(func() { st.serve(h, r.WithContext(st.ctx)) })
+	c.handlers.Add(1)
+	go st.serve(h, r.WithContext(st.ctx)) // Serve waits for it
 }
 
 // headerTooLarge answers a request whose header fields we have not kept (RFC 9113 section 10.5.1).
@@ -106,22 +108,38 @@ func headerTooLarge(w http.ResponseWriter, _ *http.Request) {
 	http.Error(w, "the header fields of the request are too large", http.StatusRequestHeaderFieldsTooLarge)
 }
 
-// serve runs the handler. Its panic costs the stream alone.
+// serve runs the handler, and what it has left to be continued. A panic costs the stream alone.
 func (st *stream) serve(h http.Handler, r *http.Request) {
 	returned := false
 	defer func() {
-		if returned {
-			st.finish()
-			return
+		if !returned {
+			if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // as net/http compares it
+				st.panicked(r, v)
+			}
+			st.reset(http2.ErrCodeInternal, errOver)
 		}
-		if v := recover(); v != nil && v != any(http.ErrAbortHandler) { //nolint:errorlint // as net/http compares it
-			st.panicked(r, v)
-		}
-		st.reset(http2.ErrCodeInternal, errOver)
 		st.finish()
+		st.c.handlers.Done()
 	}()
 	h.ServeHTTP((*responseWriter)(st), r)
+	r = nil
+	for st.next != nil {
+		next := st.next
+		st.next = nil
+		next()
+	}
 	returned = true
+}
+
+// Continue lets f go on with the response w once its handler has returned, and reports true; or it does nothing and reports
+// false, if w is no ResponseWriter of this package. A response that takes days waits so on an empty stack, and without its
+// request and whatever routers know of it, which is some 6 KB. Only the handler, or f, may call it.
+func Continue(w http.ResponseWriter, f func()) bool {
+	rw, ok := w.(*responseWriter)
+	if ok {
+		rw.next = f
+	}
+	return ok
 }
 
 func (st *stream) panicked(r *http.Request, v any) {
