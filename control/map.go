@@ -11,6 +11,7 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/control/h2"
 	"github.com/skein-vpn/skein/netmap"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
@@ -113,28 +114,29 @@ type mapSession struct {
 	key      key.NodePublic
 	replaced chan struct{}             // closed when a newer stream of the node begins
 	pings    chan *tailcfg.PingRequest // one slot; what does not fit is dropped
-	stalled  *time.Timer               // runs during a write; ends the stream when it fires
 }
 
 func newMapSession(s *Server, w http.ResponseWriter, v netmap.Viewer, k key.NodePublic) *mapSession {
-	ms := &mapSession{
+	return &mapSession{
 		s: s, w: w, rc: http.NewResponseController(w), viewer: v, key: k,
 		replaced: make(chan struct{}), pings: make(chan *tailcfg.PingRequest, 1),
 	}
-	ms.stalled = time.AfterFunc(time.Hour, func() { _ = ms.rc.SetWriteDeadline(time.Now()) })
-	ms.stalled.Stop()
-	return ms
 }
 
 // serveStream runs a map session until the client, the server or the node goes.
 func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, n *state.Node, v netmap.Viewer) {
 	ms := newMapSession(s, w, v, n.NodeKey)
-	s.addSession(ms)
-	defer s.removeSession(ms)
-	log := s.log.With("node", n.ID, "remote", peerOf(r).remote)
-	log.Debug("map session begins", "capver", v.Capver)
-	err := ms.run(r.Context())
-	log.Debug("map session ends", "err", err)
+	ctx, remote := r.Context(), peerOf(r).remote
+	session := func() {
+		s.addSession(ms)
+		defer s.removeSession(ms)
+		s.log.Debug("map session begins", "node", v.Node, "remote", remote, "capver", v.Capver)
+		err := ms.run(ctx)
+		s.log.Debug("map session ends", "node", v.Node, "remote", remote, "err", err)
+	}
+	if !h2.Continue(w, session) {
+		session()
+	}
 }
 
 // run sends the first map and then whatever follows. The error says why it ended; there is always one or nil for an
@@ -204,11 +206,8 @@ func (s *Server) fullMap(ctx context.Context, sn *state.Snapshot, v netmap.Viewe
 // keepAliveIn is when an idle stream says something: jitter keeps clients out of step.
 func (s *Server) keepAliveIn() time.Duration { return s.o.KeepAlive + rand.N(s.o.KeepAlive/6) }
 
-// send writes f, or fails when that takes longer than WriteTimeout. A timer of ours stands in for the stream's own deadline,
-// because setting that costs two turns of the connection's goroutine for each message.
+// send writes f. That a client takes nothing for longer than WriteTimeout is an error of the connection (h2.Options).
 func (ms *mapSession) send(f netmap.Frame) error {
-	ms.stalled.Reset(ms.s.o.WriteTimeout)
-	defer ms.stalled.Stop()
 	if _, err := f.WriteTo(ms.w); err != nil {
 		return err
 	}

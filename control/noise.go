@@ -2,14 +2,15 @@ package control
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
 	"time"
 
-	"tailscale.com/control/controlbase"
 	"tailscale.com/control/controlhttp/controlhttpserver"
 	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/control/h2"
 )
@@ -40,8 +41,11 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 	// A WebSocket connection lives by the context it was accepted with, so that only a late handshake ends it early.
 	ctx, cancel := context.WithCancel(s.ctx)
 	late := time.AfterFunc(handshakeTimeout, cancel)
-	conn, err := controlhttpserver.AcceptHTTP(ctx, w, r, s.o.NoiseKey, nil)
+	conn, err := s.accept(ctx, w, r)
 	late.Stop()
+	if r.Method != http.MethodGet {
+		cancel() // it is of no use any more
+	}
 	serve := func() {
 		defer s.wg.Done()
 		defer s.limits.disconnect(remote)
@@ -69,8 +73,29 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 // closeAfter is how long streams have to end in order when the server shuts down, before their connection is closed.
 const closeAfter = 200 * time.Millisecond
 
+// accept makes the Noise handshake that r begins. After an error r has been answered.
+func (s *Server) accept(ctx context.Context, w http.ResponseWriter, r *http.Request) (noise, error) {
+	hijacker, ok := w.(http.Hijacker)
+	if !ok || r.Method == http.MethodGet {
+		return controlhttpserver.AcceptHTTP(ctx, w, r, s.o.NoiseKey, nil)
+	}
+	g := &gatherer{ResponseWriter: w, Hijacker: hijacker}
+	nc, err := controlhttpserver.AcceptHTTP(ctx, g, r, s.o.NoiseKey, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &noiseConn{nc, g.conn}, nil
+}
+
+// noise is a Noise connection.
+type noise interface {
+	net.Conn
+	Peer() key.MachinePublic
+	ProtocolVersion() int
+}
+
 // serveConn serves HTTP/2 inside one Noise connection until that ends.
-func (s *Server) serveConn(conn *controlbase.Conn, remote netip.Addr) {
+func (s *Server) serveConn(conn noise, remote netip.Addr) {
 	// The base context ends with the server; each request's own context ends with its stream.
 	ctx := context.WithValue(s.ctx, peerKey{}, peer{
 		machine: conn.Peer(), capver: tailcfg.CapabilityVersion(conn.ProtocolVersion()), remote: remote,
