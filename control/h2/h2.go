@@ -181,6 +181,7 @@ func Serve(ctx context.Context, nc net.Conn, h http.Handler, o Options) error {
 			c.mu.Lock()
 			c.failLocked(errPanic)
 			c.done()
+			c.handlers.Wait()
 		}
 	}()
 	err := c.read()
