@@ -33,17 +33,28 @@ func onTerminal(t *testing.T, typed string, args ...string) (string, int) {
 	if err := unix.IoctlSetTermios(int(tty.Fd()), unix.TCSETS, mode); err != nil {
 		t.Fatal(err)
 	}
-	shown := make(chan string)
+	// What the kernel still holds when the last holder of tty closes it may be lost, so that the end is marked and waited for.
+	const end = "\x00end"
+	shown := make(chan string, 1)
 	go func() {
 		var b bytes.Buffer
-		io.Copy(&b, master) // ends with an error when the last holder of tty is gone
-		shown <- b.String()
+		for buf := make([]byte, 4096); !bytes.HasSuffix(b.Bytes(), []byte(end)); {
+			n, err := master.Read(buf)
+			b.Write(buf[:n])
+			if err != nil {
+				break
+			}
+		}
+		shown <- strings.TrimSuffix(b.String(), end)
 	}()
 	if _, err := io.WriteString(master, typed); err != nil {
 		t.Fatal(err)
 	}
 	code := run(args, tty, tty, tty)
-	tty.Close()
+	if _, err := io.WriteString(tty, end); err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
 	select {
 	case s := <-shown:
 		return strings.ReplaceAll(s, "\r\n", "\n"), code
