@@ -210,8 +210,8 @@ func (st *stream) abortLocked(err error) {
 	if st.err == nil {
 		st.err = err
 	}
-	if st.bodyErr == nil {
-		st.bodyErr = st.err
+	if st.bodyErr == nil || st.read < len(st.body) {
+		st.bodyErr = st.err // not the io.EOF that was to come behind what is dropped now
 	}
 	st.dropBodyLocked()
 	for _, t := range []*time.Timer{st.deadline, st.stalled} {

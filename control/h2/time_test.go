@@ -293,6 +293,30 @@ func TestAnswersPileUp(t *testing.T) {
 	})
 }
 
+// What was not read of a body when its stream is reset is not passed off as its end.
+func TestBodyOfResetStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type result struct {
+			body string
+			err  error
+		}
+		got := make(chan result, 2)
+		c := newTimed(t, func(_ http.ResponseWriter, r *http.Request) {
+			time.Sleep(time.Second)
+			b, err := io.ReadAll(r.Body)
+			got <- result{string(b), err}
+		}, Options{}, hello, headers(1, 0, request("POST", "/")), data(1, endStream, "all"), headers(3, 0, request("POST", "/")), data(3, endStream, "all"))
+		c.send(frame32(http2.FrameRSTStream, 3, 8))
+		for range 2 {
+			if r := <-got; r.body != "all" && r.err == nil || r.body == "all" && r.err != nil {
+				t.Errorf("the handler read %q, %v", r.body, r.err)
+			}
+		}
+		c.cancel()
+		<-c.err
+	})
+}
+
 // The connection's end ends whatever a handler waits for.
 func TestConnectionEnds(t *testing.T) {
 	for name, wait := range map[string]func(w http.ResponseWriter, r *http.Request) error{
