@@ -75,12 +75,13 @@ func (n *net) id(t *testing.T, hostname string) string {
 	return row["ID"]
 }
 
-// direct makes traffic between two nodes, which has them look for a direct path, and waits until they
-// have one. A "tailscale ping" alone does not make them look.
+// direct makes traffic between two nodes, which has them look for a direct path, and waits until each
+// has found one: either may still answer over the relay when the other has. It returns the address
+// and port of the second. A "tailscale ping" alone does not make them look.
 func direct(from, to *lab.Node) netip.AddrPort {
-	ip := to.IP4()
-	from.Ping(soon, ip)
-	return from.WaitDirect(soon, ip)
+	from.Ping(soon, to.IP4())
+	to.WaitDirect(soon, from.IP4())
+	return from.WaitDirect(soon, to.IP4())
 }
 
 // enable waits until the node has advertised the route, and enables it.

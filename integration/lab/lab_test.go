@@ -273,3 +273,20 @@ func TestSweep(t *testing.T) {
 		t.Errorf("%s is still there", dead)
 	}
 }
+
+func TestLongestGap(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	answers := []time.Time{at(50), at(100), at(400), at(1000)}
+	for _, tt := range []struct {
+		held []span
+		want time.Duration
+	}{
+		{nil, 600 * time.Millisecond},
+		{[]span{{at(450), at(950)}}, 300 * time.Millisecond},
+		{[]span{{at(300), at(600)}, {at(900), at(2000)}}, 300 * time.Millisecond},
+	} {
+		if got := longest(at(0), answers, tt.held); got != tt.want {
+			t.Errorf("held %v: longest gap %v, want %v", tt.held, got, tt.want)
+		}
+	}
+}

@@ -195,10 +195,24 @@ type Beat struct {
 	stop chan struct{}
 	done chan struct{}
 	p    *pinger
-	// answered is when each answer came, owned by the goroutine until done is closed.
-	answered []time.Time
+	// Owned by the goroutine until done is closed.
+	answered []time.Time // when each answer came
+	held     []span      // when the pings themselves were late, because the machine had no time for them
 	sent     int
 	started  time.Time
+}
+
+type span struct{ from, to time.Time }
+
+// overlap is how much of the time between from and to the span covers.
+func (s span) overlap(from, to time.Time) time.Duration {
+	if s.from.After(from) {
+		from = s.from
+	}
+	if s.to.Before(to) {
+		to = s.to
+	}
+	return max(0, to.Sub(from))
 }
 
 // BeatEvery is the time between two pings of a Beat, and so the resolution of its gaps.
@@ -226,6 +240,10 @@ func (b *Beat) run() {
 			return
 		default:
 		}
+		if now := time.Now(); now.Sub(next) > BeatEvery {
+			b.held = append(b.held, span{next, now})
+			next = now
+		}
 		b.sent++
 		_ = b.p.send(b.sent) // unreachable counts like no answer
 		next = next.Add(BeatEvery)
@@ -239,16 +257,25 @@ func (b *Beat) run() {
 }
 
 // Stop ends the pings and returns how many were sent and answered, and the longest time without an
-// answer, counted from the start to the end.
+// answer, counted from the start to the end but for the time in which no ping was sent because the
+// machine was busy.
 func (b *Beat) Stop() (sent, answered int, longestGap time.Duration) {
 	close(b.stop)
 	<-b.done
-	last := b.started
-	for _, at := range append(b.answered, time.Now()) {
-		longestGap = max(longestGap, at.Sub(last))
+	return b.sent, len(b.answered), longest(b.started, append(b.answered, time.Now()), b.held)
+}
+
+// longest is the longest time from one of the given times to the next, without what held covers.
+func longest(last time.Time, times []time.Time, held []span) (gap time.Duration) {
+	for _, at := range times {
+		d := at.Sub(last)
+		for _, h := range held {
+			d -= h.overlap(last, at)
+		}
+		gap = max(gap, d)
 		last = at
 	}
-	return b.sent, len(b.answered), longestGap
+	return gap
 }
 
 // childEnv asks a re-executed test binary to do one thing in the namespaces it was started in.
