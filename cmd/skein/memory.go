@@ -9,7 +9,7 @@ import (
 
 const (
 	trimEvery = 10 * time.Second
-	trimAbove = 16 << 20 // bytes
+	trimAbove = 4 << 20 // bytes
 )
 
 // trimMemory gives memory back to the system when a burst (a fleet that connects, say) is over: the runtime would keep as
