@@ -10,7 +10,7 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-// Registrar is what the server needs of auth: what lets nodes in.
+// Registrar is what the server needs of auth: what lets nodes in, and SSH sessions begin.
 type Registrar interface {
 	// CreatePreAuthKey makes a key and returns its secret, which nobody can tell again.
 	CreatePreAuthKey(ctx context.Context, req auth.KeyRequest) (secret string, k *tailnet.PreAuthKey, err error)
@@ -19,21 +19,36 @@ type Registrar interface {
 	CompleteLogin(ctx context.Context, loginID string, user tailnet.UserID) (tailnet.NodeID, error)
 	// Logins are the registrations that wait, oldest first.
 	Logins(ctx context.Context) ([]*tailnet.Login, error)
+	// SSHChecks are the SSH sessions that wait to be confirmed, oldest first.
+	SSHChecks(ctx context.Context) ([]*tailnet.SSHCheck, error)
+	// ApproveSSH lets one of them begin, DenySSH ends it; by is who did. The error is NotFound if nothing waits under the
+	// id, and Conflict if it was decided before.
+	ApproveSSH(ctx context.Context, id, by string) (*tailnet.SSHCheck, error)
+	DenySSH(ctx context.Context, id, by string) (*tailnet.SSHCheck, error)
 }
 
 // LoginID is the id of a pending login in what a person copied: the id alone, or the URL or path that the client printed.
 func LoginID(key string) (string, error) {
-	id := strings.TrimSpace(key)
-	id, _, _ = strings.Cut(id, "?")
-	id = strings.TrimRight(id, "/")
-	id = id[strings.LastIndexByte(id, '/')+1:]
+	id := lastPart(key)
 	if id == "" {
 		return "", tailnet.Errorf(tailnet.Invalid, "no key is given: it is the last part of the URL that the client printed")
 	}
-	if len(id) > 200 || strings.ContainsFunc(id, func(c rune) bool { return c <= ' ' || c > '~' }) {
+	if !plainID(id) {
 		return "", tailnet.Errorf(tailnet.Invalid, "%q is not a registration key: it is the last part of the URL that the client printed", clip(id))
 	}
 	return id, nil
+}
+
+// lastPart is what comes after the last slash of a URL or path; text without one stays.
+func lastPart(s string) string {
+	s, _, _ = strings.Cut(strings.TrimSpace(s), "?")
+	s = strings.TrimRight(s, "/")
+	return s[strings.LastIndexByte(s, '/')+1:]
+}
+
+// plainID reports whether id could be one that auth has made: short, and without spaces or foreign letters.
+func plainID(id string) bool {
+	return id != "" && len(id) <= 200 && !strings.ContainsFunc(id, func(c rune) bool { return c <= ' ' || c > '~' })
 }
 
 // Login is a registration that waits for a person.

@@ -6,8 +6,8 @@
 //
 // Everything is below /api/v1 and speaks the JSON of headscale's v1 interface, so that user interfaces and scripts written
 // for it work: keys in camelCase, ids as decimal strings (numbers are accepted), times in RFC 3339 or null, lists under a
-// named key and never null, unknown keys ignored. What is ours stands beside it: routes, derp/map, version, login, what is
-// below policy, and more keys in a node and in a policy.
+// named key and never null, unknown keys ignored. What is ours stands beside it: routes, derp/map, version, login, sshcheck, what
+// is below policy, and more keys in a node and in a policy.
 //
 //	GET    /user ?id=&name=&email=            GET    /preauthkey ?user=
 //	POST   /user                              POST   /preauthkey
@@ -21,7 +21,8 @@
 //	POST   /node/{node}/rename/{new}          GET    /derp/map
 //	POST   /node/{node}/tags                  GET    /health
 //	POST   /node/{node}/user                  GET    /version
-//	POST   /user/{user}/role
+//	POST   /user/{user}/role                  GET    /sshcheck
+//	                                          POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
 //
 //	GET    /policy                            GET    /policy/history ?limit=
 //	PUT    /policy, If-Match                  GET    /policy/version/{version}
@@ -133,7 +134,7 @@ func NewServer(o Options) http.Handler {
 }
 
 func (s *server) routes() []route {
-	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.loginRoutes(),
+	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
 		s.policyRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 

@@ -9,6 +9,12 @@
 // A Login is kept in the store until somebody completes it, so that a restart of the server loses none. The client's
 // second request waits for its node key to appear in a snapshot: that is how it comes up by itself.
 //
+// # How an SSH session is confirmed
+//
+// The node at which a session wants to begin asks, because a rule of the policy says "check" (SSH). If nobody has confirmed
+// such a session lately, an SSHCheck is kept and the node told to ask again about it; that second question waits until
+// a person decides (ApproveSSH, DenySSH), here or at another server on the same store.
+//
 // A machine that joins again keeps its node (id, addresses, name) if the owner is the same, and gets a second one if not.
 // The machine key, proven by Noise, is what makes it the same machine; an old node key alone proves nothing.
 package auth
@@ -22,6 +28,7 @@ import (
 	"math/big"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"tailscale.com/types/key"
@@ -46,6 +53,8 @@ type Store interface {
 	DeleteLoginsBefore(ctx context.Context, t time.Time) (int, error)
 	// CountLogins is the number of logins.
 	CountLogins(ctx context.Context, id tailnet.ID) (int, error)
+
+	SSHStore
 }
 
 // Options is what an Auth is made of. State and Store are required.
@@ -56,6 +65,9 @@ type Options struct {
 	NodeExpiry time.Duration // how long a login lasts; 0: for ever
 	LoginTTL   time.Duration // how long a login may wait for a person; 0: DefaultLoginTTL
 	MaxLogins  int           // pending at once; 0: DefaultMaxLogins
+	ServerURL  string        // as people reach the server, without a slash at its end: where SSH sessions are sent to
+
+	SSHCheckTTL time.Duration // how long an SSH session may wait for a person; 0: DefaultSSHCheckTTL
 
 	Now func() time.Time // nil: time.Now
 	Log *slog.Logger     // nil: slog.Default
@@ -71,6 +83,10 @@ type Auth struct {
 	o   Options
 	st  *state.State
 	log *slog.Logger
+
+	sshMu   sync.Mutex // held while an SSH check is made, so that two questions at once make one
+	wakeMu  sync.Mutex
+	decided chan struct{} // guarded by wakeMu: closed, and made anew, when somebody decides about an SSH check
 }
 
 // New returns an Auth.
@@ -90,7 +106,10 @@ func New(o Options) *Auth {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Auth{o: o, st: o.State, log: o.Log}
+	if o.SSHCheckTTL == 0 {
+		o.SSHCheckTTL = DefaultSSHCheckTTL
+	}
+	return &Auth{o: o, st: o.State, log: o.Log, decided: make(chan struct{})}
 }
 
 // KeyRequest says what a new pre-auth key may do. Either User or Tags must be set.
@@ -209,7 +228,7 @@ func (a *Auth) CompleteLogin(ctx context.Context, id string, user tailnet.UserID
 	return node.ID, nil
 }
 
-// Run removes logins whose time is over, until ctx ends.
+// Run removes logins whose time is over and SSH checks that no period can reach back to, until ctx ends.
 func (a *Auth) Run(ctx context.Context) {
 	tick := time.NewTicker(min(a.o.LoginTTL, 10*time.Minute))
 	defer tick.Stop()
@@ -220,6 +239,9 @@ func (a *Auth) Run(ctx context.Context) {
 		case <-tick.C:
 			if _, err := a.o.Store.DeleteLoginsBefore(ctx, a.o.Now().Add(-a.o.LoginTTL)); err != nil && ctx.Err() == nil {
 				a.log.Warn("old registrations could not be removed", "err", err)
+			}
+			if _, err := a.o.Store.DeleteSSHChecksBefore(ctx, a.o.Now().Add(-keepSSHChecks-a.o.SSHCheckTTL)); err != nil && ctx.Err() == nil {
+				a.log.Warn("old SSH checks could not be removed", "err", err)
 			}
 		}
 	}

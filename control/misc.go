@@ -8,6 +8,7 @@ import (
 	"github.com/gorilla/mux"
 	"tailscale.com/tailcfg"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -52,12 +53,26 @@ func (s *Server) serveUpdateHealth(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveSSHAction answers a node that asks whether a session may go on that a rule of the policy wants to be confirmed
-// (tailcfg.SSHAction.HoldAndDelegate). There is no way to confirm one yet, so it may not: better than to let it hang.
+// (tailcfg.SSHAction.HoldAndDelegate). A question with the parameter
+// check waits for a person. Whatever is not answered with 200 the node asks again, for half an hour.
 func (s *Server) serveSSHAction(w http.ResponseWriter, r *http.Request) {
-	id, _ := strconv.ParseInt(mux.Vars(r)["dst"], 10, 64)
-	if n := s.o.State.Snapshot().Node(tailnet.NodeID(id)); n == nil || n.MachineKey != peerOf(r).machine {
+	src, errS := strconv.ParseInt(mux.Vars(r)["src"], 10, 64)
+	dst, errD := strconv.ParseInt(mux.Vars(r)["dst"], 10, 64)
+	if errS != nil || errD != nil {
+		http.Error(w, "the ids of nodes are numbers", http.StatusBadRequest)
+		return
+	}
+	if n := s.o.State.Snapshot().Node(tailnet.NodeID(dst)); n == nil || n.MachineKey != peerOf(r).machine {
 		http.Error(w, "sessions on that node are the business of another machine", http.StatusForbidden)
 		return
 	}
-	writeJSON(w, tailcfg.SSHAction{Reject: true, Message: "This rule wants sessions to be confirmed, which this server cannot do yet.\r\n"})
+	v := r.URL.Query()
+	action, err := s.o.Auth.SSH(r.Context(), auth.SSHQuestion{
+		Src: tailnet.NodeID(src), Dst: tailnet.NodeID(dst), SSHUser: v.Get("ssh_user"), LocalUser: v.Get("local_user"), Check: v.Get("check"),
+	})
+	if err != nil {
+		s.fail(w, r, "the question of an SSH session", err)
+		return
+	}
+	writeJSON(w, action)
 }

@@ -16,11 +16,12 @@ var pageText string
 
 var page = template.Must(template.New("page").Parse(pageText))
 
-// pageData is what page.html shows: a waiting machine, or a message.
+// pageData is what page.html shows: a waiting machine, a waiting SSH session, or a message.
 type pageData struct {
 	Title   string
 	Message string         // shown in place of a login
-	Login   *tailnet.Login // nil: only the message
+	Login   *tailnet.Login // or
+	SSH     *sshPage       // both nil: only the message
 	Waiting time.Duration
 }
 
@@ -36,6 +37,42 @@ func (s *Server) serveRegisterPage(w http.ResponseWriter, r *http.Request) {
 		writePage(w, http.StatusInternalServerError, pageData{Title: "Something went wrong", Message: "The server could not look this up. Try again."})
 	default:
 		writePage(w, http.StatusOK, pageData{Title: "A machine wants to join", Login: l, Waiting: time.Since(l.Created).Round(time.Second)})
+	}
+}
+
+// sshPage is what page.html shows of a tailnet.SSHCheck.
+type sshPage struct {
+	*tailnet.SSHCheck
+	From, Owner, To string // names
+	Holds           string
+}
+
+// serveSSHPage is where the URL leads that an SSH client prints in check mode.
+func (s *Server) serveSSHPage(w http.ResponseWriter, r *http.Request) {
+	c, err := s.o.Auth.SSHCheck(r.Context(), mux.Vars(r)["id"])
+	switch {
+	case tailnet.CodeOf(err) == tailnet.NotFound || err == nil && !c.Waiting():
+		writePage(w, http.StatusNotFound, pageData{Title: "Nothing waits here", Message: "No SSH session waits to be confirmed under this " +
+			"address. Either that is done already, or it waited too long: then open the session once more."})
+	case err != nil:
+		s.log.Error("a page about an SSH session failed", "err", err)
+		writePage(w, http.StatusInternalServerError, pageData{Title: "Something went wrong", Message: "The server could not look this up. Try again."})
+	default:
+		sn := s.o.State.Snapshot()
+		p := &sshPage{SSHCheck: c, From: "a node that is gone", To: "a node that is gone", Holds: "this session only"}
+		if n := sn.Node(c.Src); n != nil {
+			p.From = n.Name
+		}
+		if n := sn.Node(c.Dst); n != nil {
+			p.To = n.Name
+		}
+		if u := sn.User(c.SrcUser); u != nil {
+			p.Owner = u.LoginName()
+		}
+		if c.Period > 0 {
+			p.Holds = "this session, and others like it for " + c.Period.String()
+		}
+		writePage(w, http.StatusOK, pageData{Title: "An SSH session wants to begin", SSH: p, Waiting: time.Since(c.Created).Round(time.Second)})
 	}
 }
 

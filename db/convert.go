@@ -479,3 +479,39 @@ func (r *loginRow) domain() (*tailnet.Login, error) {
 		Created:    f.parseTime("created_at", &r.CreatedAt),
 	}, f.err()
 }
+
+func makeSSHCheckRow(c *tailnet.SSHCheck) (sshCheckRow, error) {
+	f := &fields{table: "ssh_checks", tailnet: int64(c.Tailnet), id: c.ID}
+	return sshCheckRow{
+		TailnetID:  int64(c.Tailnet),
+		ID:         c.ID,
+		Src:        int64(c.Src),
+		Dst:        int64(c.Dst),
+		SrcUser:    int64(c.SrcUser),
+		SSHUser:    c.SSHUser,
+		LocalUser:  c.LocalUser,
+		Period:     int64(c.Period),
+		CreatedAt:  f.mustTime("created_at", c.Created),
+		ApprovedAt: f.time("approved_at", c.Approved),
+		Denied:     c.Denied,
+		DecidedBy:  c.DecidedBy,
+	}, f.err()
+}
+
+func (r *sshCheckRow) domain() (*tailnet.SSHCheck, error) {
+	f := &fields{table: "ssh_checks", tailnet: r.TailnetID, id: r.ID}
+	return &tailnet.SSHCheck{
+		ID:        r.ID,
+		Tailnet:   tailnet.ID(r.TailnetID),
+		Src:       tailnet.NodeID(r.Src),
+		Dst:       tailnet.NodeID(r.Dst),
+		SrcUser:   tailnet.UserID(r.SrcUser),
+		SSHUser:   r.SSHUser,
+		LocalUser: r.LocalUser,
+		Period:    time.Duration(r.Period),
+		Created:   f.parseTime("created_at", &r.CreatedAt),
+		Approved:  f.parseTime("approved_at", r.ApprovedAt),
+		Denied:    r.Denied,
+		DecidedBy: r.DecidedBy,
+	}, f.err()
+}

@@ -151,3 +151,20 @@ type loginRow struct {
 }
 
 func (loginRow) TableName() string { return "logins" }
+
+type sshCheckRow struct {
+	TailnetID  int64  `gorm:"primaryKey;autoIncrement:false"`
+	ID         string `gorm:"primaryKey"`
+	Src        int64
+	Dst        int64
+	SrcUser    int64
+	SSHUser    string `gorm:"column:ssh_user"`
+	LocalUser  string
+	Period     int64 // nanoseconds
+	CreatedAt  string
+	ApprovedAt *string
+	Denied     bool
+	DecidedBy  string
+}
+
+func (sshCheckRow) TableName() string { return "ssh_checks" }

@@ -275,6 +275,29 @@ type Login struct {
 	Created    time.Time
 }
 
+// SSHCheck is an SSH session that the policy lets begin only once a person has confirmed it. Like a Login it is not part of
+// a snapshot. Once decided it is kept for as long as its Period may ask for.
+//
+//	waiting ──┬─ Approved: that session begins, and others like it for Period
+//	          ├─ Denied:   it ends
+//	          └─ nobody decides until its time is over: it ends
+type SSHCheck struct {
+	ID        string // random, unguessable; the last path element of the URL that the SSH client prints
+	Tailnet   ID
+	Src, Dst  NodeID
+	SrcUser   UserID        // who owned Src when it was asked
+	SSHUser   string        // who Src wants to be
+	LocalUser string        // whom Dst makes of that
+	Period    time.Duration // how long the policy let an approval hold when it was asked; 0: for that session alone
+	Created   time.Time
+	Approved  time.Time // zero: not approved
+	Denied    bool
+	DecidedBy string // who approved or denied it, for people to read
+}
+
+// Waiting reports whether nobody has decided yet.
+func (c *SSHCheck) Waiting() bool { return c.Approved.IsZero() && !c.Denied }
+
 // Changes is what one commit does to a tailnet: the rows as they are afterwards.
 type Changes struct {
 	Tailnet *Tailnet // set if its settings or counters changed

@@ -89,6 +89,20 @@ func (c *cli) completeLogins(cmd *cobra.Command, _ []string, _ string) ([]cobra.
 	})
 }
 
+// completeSSHChecks suggests the SSH sessions that wait.
+func (c *cli) completeSSHChecks(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		checks, err := cl.ListSSHChecks(ctx)
+		for _, k := range checks {
+			out = append(out, cobra.CompletionWithDesc(k.ID, k.Source+" to "+k.Destination+" as "+k.SSHUser))
+		}
+		return out, err
+	})
+}
+
 // completeRoutes suggests the routes of the node that the command line names already.
 func (c *cli) completeRoutes(node *nodeFlag) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {

@@ -347,7 +347,8 @@ func (s *server) openControl(context.Context) error {
 		return err
 	}
 	s.auth = auth.New(auth.Options{
-		State: s.state, Store: s.db, NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
+		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
+		NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
 	})
 	s.control = control.New(control.Options{
 		State: s.state, Auth: s.auth, NoiseKey: noise, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),

@@ -12,10 +12,11 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-// Logins keeps pending logins in memory: an auth.Store. The zero value is ready.
+// Logins keeps pending logins and SSH checks in memory: an auth.Store. The zero value is ready.
 type Logins struct {
 	mu     sync.Mutex
 	logins []*tailnet.Login
+	checks []*tailnet.SSHCheck
 	err    error
 }
 
