@@ -164,7 +164,7 @@ func (ts *testServer) start(tune func(*Options)) {
 		RestartGrace: time.Hour, Log: log,
 	})
 	ts.must(err)
-	ts.auth = auth.New(auth.Options{State: ts.state, Store: ts.db, Log: log})
+	ts.auth = auth.New(auth.Options{State: ts.state, Store: ts.db, ServerURL: ts.url, Log: log})
 	o := Options{
 		State: ts.state, Auth: ts.auth, Encoder: netmap.New(netmap.Options{}, nil), NoiseKey: ts.key, ServerURL: ts.url, Log: log,
 	}

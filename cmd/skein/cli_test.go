@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,7 +72,7 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 		return nil, err
 	}
 	cleanup(st.Close)
-	a := auth.New(auth.Options{State: st, Store: d})
+	a := auth.New(auth.Options{State: st, Store: d, Now: clock})
 	l, err := api.ListenUnix(filepath.Join(dir, socketName), 0o600)
 	if err != nil {
 		return nil, err
@@ -144,6 +145,7 @@ func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(*
 //	node NAMESPACE HOSTNAME SHORTKEY HOST [ROUTE...]      a node that has joined
 //	online NAME, offline NAME                            its connection
 //	waiting HOSTNAME                                     a machine that waits for a person; sets $KEY
+//	ssh FROM TO USER                                     an SSH session that waits; sets $ID
 //	code N skein ARGS...                                 run skein, which must end with exit code N
 //	keep VAR                                             what was printed last, without the newline, as $VAR
 func TestScripts(t *testing.T) {
@@ -182,6 +184,20 @@ func TestScripts(t *testing.T) {
 				}, "192.0.2.9:1234")
 				ts.Check(err)
 				ts.Setenv("KEY", out.Login)
+			},
+			"ssh": func(ts *testscript.TestScript, _ bool, args []string) {
+				a := adminOf(ts)
+				sn := a.st.Snapshot()
+				out, err := a.auth.SSH(context.Background(), auth.SSHQuestion{
+					Src: sn.NodeByName(args[0]).ID, Dst: sn.NodeByName(args[1]).ID, SSHUser: args[2], LocalUser: args[2],
+				})
+				ts.Check(err)
+				u, err := url.Parse(out.HoldAndDelegate)
+				ts.Check(err)
+				if !u.Query().Has("check") {
+					ts.Fatalf("the session does not wait: %+v", out)
+				}
+				ts.Setenv("ID", u.Query().Get("check"))
 			},
 			"code": func(ts *testscript.TestScript, _ bool, args []string) {
 				err := ts.Exec(args[1], args[2:]...)

@@ -18,11 +18,12 @@ import (
 // gets its identity from Up or Login.
 type Node struct {
 	*Process
-	Host   *Host
-	client *Client
-	socket string
-	local  local.Client
-	logins int
+	Host     *Host
+	client   *Client
+	socket   string
+	local    local.Client
+	logins   int
+	commands int // started with StartCLI
 }
 
 // NodeOptions are the variations of a tailscaled; the zero value is the pinned version with nothing
@@ -138,6 +139,17 @@ func (lg *Login) Wait(timeout time.Duration) time.Duration {
 		l.t.Fatalf("%s: %v:\n%s", lg.p.name, lg.p.err, lg.p.Log())
 	}
 	return time.Since(begin)
+}
+
+// StartCLI starts a tailscale command against this node and does not wait for it.
+func (n *Node) StartCLI(args ...string) *Process {
+	n.Host.l.t.Helper()
+	n.commands++
+	p := n.Host.newProcess(fmt.Sprintf("%s%d", args[0], n.commands), nil, n.cliPath(), append([]string{"--socket=" + n.socket}, args...)...)
+	if err := p.Start(); err != nil {
+		n.Host.l.t.Fatal(err)
+	}
+	return p
 }
 
 // Status returns the node's view of itself and its peers.

@@ -151,6 +151,22 @@ func (p *Process) Pid() int {
 	return p.cmd.Process.Pid
 }
 
+// WaitEnd waits until the program has ended by itself and returns the error it ended with.
+func (p *Process) WaitEnd(timeout time.Duration) error {
+	p.h.l.t.Helper()
+	p.mu.Lock()
+	done := p.done
+	p.mu.Unlock()
+	select {
+	case <-done:
+	case <-time.After(timeout):
+		p.h.l.t.Fatalf("%s: still running after %v:\n%s", p.name, timeout, p.Log())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
 // Kill kills the program as kill -9 does and waits for its end.
 func (p *Process) Kill() { p.signal(syscall.SIGKILL, 10*time.Second) }
 
