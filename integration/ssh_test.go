@@ -132,7 +132,7 @@ func TestSSHCheck(t *testing.T) {
 	n.measured("from the denial, after a restart, to the end of the session", time.Since(begin))
 
 	p = guest.StartCLI("ssh", "root@homeds", "echo", "in as $(id -un)")
-	id = held(n, p)
+	held(n, p)
 	writeSSHPolicy(t, file, strings.Replace(rule, "autogroup:member", "junyao@", 1))
 	n.srv.Hangup()
 	begin = time.Now()
