@@ -323,22 +323,11 @@ func (c *cli) nodesDelete() *cobra.Command {
 	return cmd
 }
 
+// nodesRoutes is "routes list" where people who think of the node look for it.
 func (c *cli) nodesRoutes() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "routes [NODE]", Short: "Show the routes of a node, or of all (as \"skein routes list\")",
-		Example:           "  skein nodes routes homeds",
-		ValidArgsFunction: c.completeNodes,
-	}
-	node := c.addNodeFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 && !cmd.Flags().Changed("identifier") {
-			return c.listRoutes(cmd, "")
-		}
-		ref, err := node.only(cmd, args)
-		if err != nil {
-			return err
-		}
-		return c.listRoutes(cmd, ref)
-	}
+	cmd := c.routesList()
+	cmd.Use, cmd.Aliases = "routes [NODE]", nil
+	cmd.Short = "Show the routes of a node, or of all (as \"skein routes list\")"
+	cmd.Example = "  skein nodes routes homeds"
 	return cmd
 }
