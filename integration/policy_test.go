@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"tailscale.com/ipn/ipnstate"
 
 	"github.com/skein-vpn/skein/integration/lab"
 )
@@ -115,5 +116,53 @@ func TestPolicySelf(t *testing.T) {
 	guest.WaitNoPeer(soon, "homeDS")
 	if _, err := n.Cloud.Ping(never, mac.IP4()); err == nil {
 		t.Error("the guest reaches somebody else's machine")
+	}
+}
+
+// A policy gives the exit node to one group, and steers two people to two routers of one network.
+func TestPolicyExitNodeAndVia(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "policy.hujson")
+	if err := os.WriteFile(file, []byte(`{
+		"groups":    {"group:home": ["junyao@"]},
+		"tagOwners": {"tag:exit": ["junyao@"], "tag:first": ["junyao@"], "tag:second": ["junyao@"]},
+		"autoApprovers": {
+			"exitNode": ["tag:exit"],
+			"routes":   {"192.168.199.0/24": ["tag:first", "tag:second"]},
+		},
+		"grants": [
+			{"src": ["group:home"], "dst": ["autogroup:internet"], "ip": ["*"]},
+			{"src": ["guest@"], "dst": ["tag:exit"], "ip": ["tcp:80"]},
+			{"src": ["group:home"], "dst": ["192.168.199.0/24"], "ip": ["*"], "via": ["tag:second"]},
+			{"src": ["guest@"], "dst": ["192.168.199.0/24"], "ip": ["*"], "via": ["tag:first"]},
+		],
+	}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{Env: []string{"SKEIN_POLICY_PATH=" + file}})
+	n.srv.Skein("namespaces", "create", "guest")
+	spare := n.Home.Host("homeDS-spare", "192.168.199.187")
+	spare.Forward()
+	guestHost := n.Office.Host("guest-laptop", "10.8.99.46")
+
+	mac := n.join(n.Mac, "--accept-routes")
+	n.join(n.Cloud, "--advertise-exit-node", "--advertise-tags=tag:exit")
+	n.join(n.NAS, "--advertise-routes="+homeLAN, "--advertise-tags=tag:first")
+	n.join(spare, "--advertise-routes="+homeLAN, "--advertise-tags=tag:second")
+	guest := guestHost.StartTailscaled(lab.NodeOptions{})
+	guest.Up(n.srv.URL, "--auth-key="+n.srv.Key("guest"), "--accept-routes")
+
+	mac.WaitPeer(soon, "VM-0-2-centos", func(p *ipnstate.PeerStatus) bool { return p.ExitNodeOption })
+	guest.WaitPeer(soon, "VM-0-2-centos", func(p *ipnstate.PeerStatus) bool { return !p.ExitNodeOption })
+
+	mac.WaitPeer(soon, "homeDS-spare", carries(homeLAN))
+	guest.WaitPeer(soon, "homeDS", carries(homeLAN))
+	for _, c := range []struct {
+		node  *lab.Node
+		other string
+	}{{mac, "homeDS"}, {guest, "homeDS-spare"}} {
+		if p := lab.Peer(c.node.Status(), c.other); p != nil && carries(homeLAN)(p) {
+			t.Errorf("%s is also shown the other router:\n%s", c.node.Host.Name(), lab.Brief(c.node.Status()))
+		}
+		c.node.Ping(soon, n.Router.Addr())
 	}
 }
