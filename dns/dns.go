@@ -13,8 +13,6 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/dnstype"
 	"tailscale.com/util/dnsname"
-
-	"github.com/skein-vpn/skein/tailnet"
 )
 
 // MaxLabel is the longest label DNS allows, in bytes (RFC 1035, 2.3.4).
@@ -49,23 +47,6 @@ func numbered(label string, i int) string {
 		label = strings.TrimRight(label[:MaxLabel-len(suffix)], "-")
 	}
 	return label + suffix
-}
-
-// CheckLabel returns nil if an administrator may name a node so, or else an Error that says what would be right.
-func CheckLabel(name string) error {
-	if err := dnsname.ValidLabel(name); err != nil || name != strings.ToLower(name) || strings.Contains(name, "_") {
-		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a node: use 1 to 63 of a-z, 0-9 and \"-\", such as %s",
-			clip(name), Label(name))
-	}
-	return nil
-}
-
-// clip shortens foreign text for an error message.
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
 }
 
 // Record is an extra record that clients answer themselves.

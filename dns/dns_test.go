@@ -162,3 +162,20 @@ func TestFQDN(t *testing.T) {
 		t.Errorf("%q, %v", name, err)
 	}
 }
+
+// CheckLabel is what a label must be, said in another way than Label makes one: nil, or an error with a label that would be right.
+func CheckLabel(name string) error {
+	if err := dnsname.ValidLabel(name); err != nil || name != strings.ToLower(name) || strings.Contains(name, "_") {
+		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a node: use 1 to 63 of a-z, 0-9 and \"-\", such as %s",
+			clip(name), Label(name))
+	}
+	return nil
+}
+
+// clip shortens foreign text for an error message.
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}
