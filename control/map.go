@@ -142,11 +142,7 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, n *state.No
 // run sends the first map and then whatever follows. The error says why it ended; there is always one or nil for an
 // orderly end.
 func (ms *mapSession) run(ctx context.Context) error {
-	sn := ms.s.o.State.Snapshot()
-	if n := sn.Node(ms.viewer.Node); n == nil || n.NodeKey != ms.key {
-		return nil // deleted or renewed this moment; the client asks again and is told
-	}
-	f, ok := ms.s.fullMap(ctx, sn, ms.viewer)
+	sn, f, ok := ms.fullMap(ctx)
 	if !ok {
 		return nil
 	}
@@ -192,15 +188,22 @@ func (ms *mapSession) run(ctx context.Context) error {
 
 // fullMap makes a full map when it is this session's turn: of a fleet that connects at once, as many as there are processors
 // are served at a time, in the order in which they came. Deltas and keep-alives of others go on meanwhile, and so does writing:
-// a slow reader holds up nobody.
-func (s *Server) fullMap(ctx context.Context, sn *state.Snapshot, v netmap.Viewer) (netmap.Frame, bool) {
+// a slow reader holds up nobody. The map is of the snapshot that is the newest by then; ok is false if there is nobody to send
+// it to.
+func (ms *mapSession) fullMap(ctx context.Context) (sn *state.Snapshot, f netmap.Frame, ok bool) {
+	s := ms.s
 	select {
 	case s.turns <- struct{}{}: // senders that wait are let in in order
 	case <-ctx.Done():
-		return netmap.Frame{}, false
+		return nil, f, false
 	}
 	defer func() { <-s.turns }()
-	return s.o.Encoder.Full(sn, v)
+	sn = s.o.State.Snapshot()
+	if n := sn.Node(ms.viewer.Node); n == nil || n.NodeKey != ms.key {
+		return nil, f, false // deleted or renewed this moment; the client asks again and is told
+	}
+	f, ok = s.o.Encoder.Full(sn, ms.viewer)
+	return sn, f, ok
 }
 
 // keepAliveIn is when an idle stream says something: jitter keeps clients out of step.
