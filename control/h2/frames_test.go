@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -540,6 +541,62 @@ func TestFlowControl(t *testing.T) {
 	})
 	c.send(setting(http2.SettingInitialWindowSize, 100))
 	read(all)
+}
+
+// lingering is a connection on which a write of data takes until the peer's next bytes have been obeyed.
+type lingering struct {
+	net.Conn
+	mu      sync.Mutex
+	cond    sync.Cond
+	reading int // bytes that were read when the newest Read began
+	read    int
+	until   int // guarded by mu, as all of it: a write of data waits until so much was read and obeyed; 0: none waits
+}
+
+func (l *lingering) Read(p []byte) (int, error) {
+	l.mu.Lock()
+	l.reading = l.read
+	l.cond.Broadcast()
+	l.mu.Unlock()
+	n, err := l.Conn.Read(p)
+	l.mu.Lock()
+	l.read += n
+	l.mu.Unlock()
+	return n, err
+}
+
+func (l *lingering) Write(p []byte) (int, error) {
+	n, err := l.Conn.Write(p)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for bytes.HasSuffix(p, []byte("abcdefghij")) && l.reading < l.until {
+		l.cond.Wait()
+	}
+	return n, err
+}
+
+// A frame that comes while a stream writes, which then waits for credit, is answered all the same.
+func TestAnswerDuringWrite(t *testing.T) {
+	a, b := pipe(t)
+	l := &lingering{Conn: b}
+	l.cond.L = &l.mu
+	serve(t, l, testHandler, Options{})
+	c := &raw{t: t, nc: a, fr: http2.NewFramer(nil, a)}
+	if err := a.SetDeadline(time.Now().Add(prefaceTimeout - time.Second)); err != nil { // when the timer would send it in any case
+		t.Fatal(err)
+	}
+	send := bytes.Join([][]byte{
+		[]byte(http2.ClientPreface), setting(http2.SettingInitialWindowSize, 10), headers(1, 0, request("POST", "/echo")),
+		data(1, endStream, strings.Repeat("abcdefghij", 10)),
+	}, nil)
+	ping := appendFrame(nil, http2.FramePing, 0, 0, make([]byte, 8)...)
+	l.until = len(send) + len(ping)
+	c.send(send)
+	c.until("DATA", func(f http2.Frame) bool { _, ok := f.(*http2.DataFrame); return ok })
+	c.send(ping)
+	c.until("PING is answered", func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+	c.send(setting(http2.SettingInitialWindowSize, 1000))
+	c.until("the end", func(f http2.Frame) bool { d, ok := f.(*http2.DataFrame); return ok && d.StreamEnded() })
 }
 
 // A client that waits for "100 Continue" is told so when its body is wanted, and not without need.

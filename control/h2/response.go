@@ -290,6 +290,11 @@ func (st *stream) waitLocked(rest int) (n int, err error) {
 		case st.err != nil:
 			return 0, st.err
 		case n == 0 && rest > 0 && st.headSent:
+			if len(c.ctl) > 0 && !c.busy { // queued during our last write, for us to take along
+				c.done()
+				c.mu.Lock()
+				continue
+			}
 			if st.stalled == nil {
 				st.stalled = time.AfterFunc(c.o.WriteTimeout, st.late)
 			}
