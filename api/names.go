@@ -13,10 +13,9 @@ import (
 
 // What we accept at the most; nothing outside asks for these numbers.
 const (
-	maxUserName = 128 // bytes; a mail address fits
-	maxText     = 256 // bytes of free text, such as a display name
-	maxTag      = 64  // bytes behind "tag:"
-	maxTags     = 64  // of one node or key
+	maxText = 256 // bytes of free text, such as a display name
+	maxTag  = 64  // bytes behind "tag:"
+	maxTags = 64  // of one node or key
 )
 
 // findUser is the user that ref names: by id, or else by name.
@@ -84,37 +83,6 @@ func userIn(tx *state.Tx, id tailnet.UserID) (*tailnet.User, error) {
 		return u, nil
 	}
 	return nil, tailnet.Errorf(tailnet.NotFound, "namespace %d was deleted meanwhile", id)
-}
-
-// checkUserName returns nil if a namespace may be called name: lower-case letters, digits and ". _ - @", beginning and ending
-// with a letter or digit, and not digits alone, because that would look like an id.
-func checkUserName(name string) error {
-	const rule = "use a-z, 0-9 and . _ - @, with a letter or digit first and last"
-	switch {
-	case name == "":
-		return tailnet.Errorf(tailnet.Invalid, "a namespace needs a name")
-	case len(name) > maxUserName:
-		return tailnet.Errorf(tailnet.Invalid, "the name %q is longer than %d characters", clip(name), maxUserName)
-	case name == tailnet.TaggedDevicesName:
-		return tailnet.Errorf(tailnet.Invalid, "the name %q is what the owner of tagged nodes is shown as; take another one", name)
-	case strings.ToLower(name) != name && checkUserName(strings.ToLower(name)) == nil:
-		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: write it in lower case, %s", name, strings.ToLower(name))
-	}
-	alnum := func(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
-	digits := true
-	for i := range len(name) {
-		if !alnum(name[i]) && !strings.ContainsRune("._-@", rune(name[i])) {
-			return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: %s", clip(name), rule)
-		}
-		digits = digits && '0' <= name[i] && name[i] <= '9'
-	}
-	if !alnum(name[0]) || !alnum(name[len(name)-1]) {
-		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: %s", name, rule)
-	}
-	if digits {
-		return tailnet.Errorf(tailnet.Invalid, "%q is not a name for a namespace: digits alone would look like an id", name)
-	}
-	return nil
 }
 
 // checkText returns nil if s may be stored as free text; what names it in the error.

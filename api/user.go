@@ -135,7 +135,7 @@ func (s *server) createUser(r *http.Request) (any, error) {
 	if err := readJSON(r, &req); err != nil {
 		return nil, err
 	}
-	if err := checkUserName(req.Name); err != nil {
+	if err := tailnet.CheckUserName(req.Name); err != nil {
 		return nil, err
 	}
 	if err := checkText("display name", req.DisplayName); err != nil {
@@ -172,7 +172,7 @@ func (s *server) renameUser(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUserName(name); err != nil {
+	if err := tailnet.CheckUserName(name); err != nil {
 		return nil, err
 	}
 	var renamed *tailnet.User

@@ -61,12 +61,12 @@ func TestUsers(t *testing.T) {
 
 func TestUserNames(t *testing.T) {
 	for _, name := range []string{"a", "junyao", "anna@example.org", "a.b", "a_b", "a-b", "0a", "x9"} {
-		if err := checkUserName(name); err != nil {
+		if err := tailnet.CheckUserName(name); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
 	for _, name := range []string{"", "-", ".", "..", "a b", "a/b", "a\n", "a\x00", "ä", "A", "@a", "a@", "1", "007", "\xff"} {
-		if err := checkUserName(name); tailnet.CodeOf(err) != tailnet.Invalid {
+		if err := tailnet.CheckUserName(name); tailnet.CodeOf(err) != tailnet.Invalid {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
