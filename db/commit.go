@@ -58,6 +58,7 @@ type commit struct {
 	keys     []preAuthKeyRow
 	policies []policyRow // one at the most
 	revision revisionRow
+	settings string // of ch.Tailnet, if that is set
 }
 
 func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*commit, error) {
@@ -66,13 +67,18 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 		at = d.now()
 	}
 	c := &commit{id: id, known: known, rev: known + 1, ch: ch, at: formatTime(at)}
-	var errs [5]error
+	var errs [6]error
 	c.nodes, errs[0] = makeRows(id, ch.PutNodes, makeNodeRow)
 	c.users, errs[1] = makeRows(id, ch.PutUsers, makeUserRow)
 	c.keys, errs[2] = makeRows(id, ch.PutPreAuthKeys, makePreAuthKeyRow)
 	c.revision, errs[3] = makeRevisionRow(id, c.rev, ch, at)
 	if ch.PutPolicy != nil {
 		c.policies, errs[4] = makeRows(id, []*tailnet.PolicyVersion{ch.PutPolicy}, makePolicyRow)
+	}
+	if t := ch.Tailnet; t != nil {
+		f := &fields{table: "tailnets", tailnet: int64(id), id: id}
+		c.settings = toJSON(f, "settings", t.Settings)
+		errs[5] = f.err()
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, &tailnet.Error{Code: tailnet.Internal, Message: "the change cannot be stored: " + err.Error(), Cause: err}
@@ -125,8 +131,8 @@ func (c *commit) run(tx *gorm.DB) error {
 func (c *commit) advance(tx *gorm.DB) error {
 	var res *gorm.DB
 	if t := c.ch.Tailnet; t != nil {
-		res = tx.Exec("UPDATE tailnets SET rev = ?, name = ?, last_node_id = ?, last_user_id = ?, last_pre_auth_key_id = ?, last_policy_id = ? WHERE id = ? AND rev = ?",
-			c.rev, t.Name, t.LastNodeID, t.LastUserID, t.LastPreAuthKeyID, t.LastPolicyID, c.id, c.known)
+		res = tx.Exec("UPDATE tailnets SET rev = ?, name = ?, settings = ?, last_node_id = ?, last_user_id = ?, last_pre_auth_key_id = ?, last_policy_id = ? WHERE id = ? AND rev = ?",
+			c.rev, t.Name, c.settings, t.LastNodeID, t.LastUserID, t.LastPreAuthKeyID, t.LastPolicyID, c.id, c.known)
 	} else {
 		res = tx.Exec("UPDATE tailnets SET rev = ? WHERE id = ? AND rev = ?", c.rev, c.id, c.known)
 	}

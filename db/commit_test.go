@@ -48,7 +48,7 @@ func TestUnknownTailnet(t *testing.T) {
 func TestFaultyChanges(t *testing.T) {
 	d := openTest(t)
 	nodes, rev := fill(t, d, 3)
-	mustExec(t, d, "INSERT INTO tailnets VALUES (2, 'other', 0, 0, 0, 0, 0, NULL)")
+	mustExec(t, d, "INSERT INTO tailnets (id, name, rev, last_node_id, last_user_id, last_pre_auth_key_id, last_policy_id) VALUES (2, 'other', 0, 0, 0, 0, 0)")
 	change := func(f func(n *tailnet.Node)) *tailnet.Changes {
 		n := nodes[0].Clone()
 		f(n)
@@ -95,7 +95,7 @@ func TestFaultyChanges(t *testing.T) {
 func TestTailnetsAreApart(t *testing.T) {
 	d := openTest(t)
 	fill(t, d, 2)
-	mustExec(t, d, "INSERT INTO tailnets VALUES (2, 'other', 0, 0, 0, 0, 0, NULL)")
+	mustExec(t, d, "INSERT INTO tailnets (id, name, rev, last_node_id, last_user_id, last_pre_auth_key_id, last_policy_id) VALUES (2, 'other', 0, 0, 0, 0, 0)")
 	other := benchNode(1)
 	other.StableID = "other"
 	ch := &tailnet.Changes{PutNodes: []*tailnet.Node{other}, PutUsers: []*tailnet.User{{ID: 1, Name: "junyao"}}}

@@ -196,8 +196,9 @@ func parseRef[T ~int64](n *int64) T {
 	return T(*n)
 }
 
-func (r *tailnetRow) tailnet() tailnet.Tailnet {
-	return tailnet.Tailnet{
+func (r *tailnetRow) domain() (tailnet.Tailnet, error) {
+	f := &fields{table: "tailnets", tailnet: r.ID, id: r.ID}
+	t := tailnet.Tailnet{
 		ID:               tailnet.ID(r.ID),
 		Name:             r.Name,
 		LastNodeID:       tailnet.NodeID(r.LastNodeID),
@@ -205,6 +206,8 @@ func (r *tailnetRow) tailnet() tailnet.Tailnet {
 		LastPreAuthKeyID: tailnet.PreAuthKeyID(r.LastPreAuthKeyID),
 		LastPolicyID:     tailnet.PolicyID(r.LastPolicyID),
 	}
+	fromJSON(f, "settings", r.Settings, &t.Settings)
+	return t, f.err()
 }
 
 func makeUserRow(id tailnet.ID, u *tailnet.User) (userRow, error) {
@@ -216,6 +219,7 @@ func makeUserRow(id tailnet.ID, u *tailnet.User) (userRow, error) {
 		DisplayName: u.DisplayName,
 		Email:       u.Email,
 		Role:        string(u.Role),
+		Status:      string(u.Status),
 		CreatedAt:   f.time("created_at", u.Created),
 	}, f.err()
 }
@@ -228,6 +232,7 @@ func (r *userRow) domain() (*tailnet.User, error) {
 		DisplayName: r.DisplayName,
 		Email:       r.Email,
 		Role:        tailnet.Role(r.Role),
+		Status:      tailnet.UserStatus(r.Status),
 		Created:     f.parseTime("created_at", r.CreatedAt),
 	}, f.err()
 }
@@ -258,34 +263,36 @@ func (r *policyRow) domain() (*tailnet.PolicyVersion, error) {
 func makePreAuthKeyRow(id tailnet.ID, k *tailnet.PreAuthKey) (preAuthKeyRow, error) {
 	f := &fields{table: "pre_auth_keys", tailnet: int64(id), id: k.ID}
 	return preAuthKeyRow{
-		TailnetID: int64(id),
-		ID:        int64(k.ID),
-		Prefix:    k.Prefix,
-		Hash:      hex.EncodeToString(k.Hash[:]),
-		UserID:    ref(k.User),
-		Tags:      list(f, "tags", k.Tags),
-		Reusable:  k.Reusable,
-		Ephemeral: k.Ephemeral,
-		Used:      k.Used,
-		CreatedAt: f.time("created_at", k.Created),
-		ExpiresAt: f.time("expires_at", k.Expires),
-		Revoked:   k.Revoked,
+		TailnetID:   int64(id),
+		ID:          int64(k.ID),
+		Prefix:      k.Prefix,
+		Hash:        hex.EncodeToString(k.Hash[:]),
+		UserID:      ref(k.User),
+		Tags:        list(f, "tags", k.Tags),
+		Reusable:    k.Reusable,
+		Ephemeral:   k.Ephemeral,
+		Preapproved: k.Preapproved,
+		Used:        k.Used,
+		CreatedAt:   f.time("created_at", k.Created),
+		ExpiresAt:   f.time("expires_at", k.Expires),
+		Revoked:     k.Revoked,
 	}, f.err()
 }
 
 func (r *preAuthKeyRow) domain() (*tailnet.PreAuthKey, error) {
 	f := &fields{table: "pre_auth_keys", tailnet: r.TailnetID, id: r.ID}
 	k := &tailnet.PreAuthKey{
-		ID:        tailnet.PreAuthKeyID(r.ID),
-		Prefix:    r.Prefix,
-		User:      parseRef[tailnet.UserID](r.UserID),
-		Tags:      parseList[string](f, "tags", r.Tags),
-		Reusable:  r.Reusable,
-		Ephemeral: r.Ephemeral,
-		Used:      r.Used,
-		Created:   f.parseTime("created_at", r.CreatedAt),
-		Expires:   f.parseTime("expires_at", r.ExpiresAt),
-		Revoked:   r.Revoked,
+		ID:          tailnet.PreAuthKeyID(r.ID),
+		Prefix:      r.Prefix,
+		User:        parseRef[tailnet.UserID](r.UserID),
+		Tags:        parseList[string](f, "tags", r.Tags),
+		Reusable:    r.Reusable,
+		Ephemeral:   r.Ephemeral,
+		Preapproved: r.Preapproved,
+		Used:        r.Used,
+		Created:     f.parseTime("created_at", r.CreatedAt),
+		Expires:     f.parseTime("expires_at", r.ExpiresAt),
+		Revoked:     r.Revoked,
 	}
 	copy(k.Hash[:], f.parseHex("hash", &r.Hash, len(k.Hash)))
 	return k, f.err()
@@ -300,6 +307,7 @@ func makeNodeRow(id tailnet.ID, n *tailnet.Node) (nodeRow, error) {
 		MachineKey:     text(f, "machine_key", n.MachineKey),
 		NodeKey:        mustText(f, "node_key", n.NodeKey),
 		OldNodeKey:     text(f, "old_node_key", n.OldNodeKey),
+		OldKeyUntil:    f.time("old_key_until", n.OldKeyUntil),
 		DiscoKey:       text(f, "disco_key", n.DiscoKey),
 		UserID:         ref(n.User),
 		Tags:           list(f, "tags", n.Tags),
@@ -313,6 +321,7 @@ func makeNodeRow(id tailnet.ID, n *tailnet.Node) (nodeRow, error) {
 		PreAuthKeyID:   ref(n.PreAuthKey),
 		CreatedAt:      f.time("created_at", n.Created),
 		ExpiresAt:      f.time("expires_at", n.Expiry),
+		NeverExpires:   n.NeverExpires,
 		Authorized:     n.Authorized,
 		Hostinfo:       hostinfo(f, "hostinfo", n.Hostinfo),
 		Endpoints:      list(f, "endpoints", n.Endpoints),
@@ -333,6 +342,7 @@ func (r *nodeRow) domain() (*tailnet.Node, error) {
 		MachineKey:     parse[key.MachinePublic](f, "machine_key", r.MachineKey),
 		NodeKey:        parse[key.NodePublic](f, "node_key", &r.NodeKey),
 		OldNodeKey:     parse[key.NodePublic](f, "old_node_key", r.OldNodeKey),
+		OldKeyUntil:    f.parseTime("old_key_until", r.OldKeyUntil),
 		DiscoKey:       parse[key.DiscoPublic](f, "disco_key", r.DiscoKey),
 		User:           parseRef[tailnet.UserID](r.UserID),
 		Tags:           parseList[string](f, "tags", r.Tags),
@@ -346,6 +356,7 @@ func (r *nodeRow) domain() (*tailnet.Node, error) {
 		PreAuthKey:     parseRef[tailnet.PreAuthKeyID](r.PreAuthKeyID),
 		Created:        f.parseTime("created_at", r.CreatedAt),
 		Expiry:         f.parseTime("expires_at", r.ExpiresAt),
+		NeverExpires:   r.NeverExpires,
 		Authorized:     r.Authorized,
 		Hostinfo:       parseHostinfo(f, "hostinfo", r.Hostinfo),
 		Endpoints:      parseList[netip.AddrPort](f, "endpoints", r.Endpoints),

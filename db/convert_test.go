@@ -20,10 +20,10 @@ import (
 
 func sampleNode() *tailnet.Node {
 	return &tailnet.Node{
-		ID: 7, StableID: "nSeven", MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), OldNodeKey: key.NewNode().Public(),
+		ID: 7, StableID: "nSeven", MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), OldNodeKey: key.NewNode().Public(), OldKeyUntil: t0.Add(time.Minute),
 		DiscoKey: key.NewDisco().Public(), User: 2, Tags: []string{"tag:a", "tag:\u2028\"b"}, Hostname: "Häns's PC", Name: "haens-pc", NameFixed: true,
 		IPv4: addrOf("100.64.0.7"), IPv6: addrOf("fd7a:115c:a1e0::7"), Ephemeral: true, RegisterMethod: tailnet.RegisteredByCLI, PreAuthKey: 3,
-		Created: t0, Expiry: t0.AddDate(100, 0, 0), Authorized: true, Hostinfo: &tailcfg.Hostinfo{OS: "linux"},
+		Created: t0, Expiry: t0.AddDate(100, 0, 0), NeverExpires: true, Authorized: true, Hostinfo: &tailcfg.Hostinfo{OS: "linux"},
 		Endpoints:     []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("[2001:db8::1]:65535")},
 		EndpointTypes: []tailcfg.EndpointType{tailcfg.EndpointLocal, tailcfg.EndpointSTUN}, HomeDERP: 900, Capver: 130,
 		ApprovedRoutes: []netip.Prefix{prefixOf("0.0.0.0/0"), prefixOf("::/0")}, NLKey: key.NewNLPrivate().Public(), KeySignature: []byte{0, 1, 255},
@@ -31,12 +31,12 @@ func sampleNode() *tailnet.Node {
 }
 
 func sampleUser() *tailnet.User {
-	return &tailnet.User{ID: 2, Name: "hans", DisplayName: "Hans Ö", Email: "hans@example.com", Role: tailnet.RoleAdmin, Created: t0}
+	return &tailnet.User{ID: 2, Name: "hans", DisplayName: "Hans Ö", Email: "hans@example.com", Role: tailnet.RoleAdmin, Status: tailnet.UserSuspended, Created: t0}
 }
 
 func sampleKey() *tailnet.PreAuthKey {
 	return &tailnet.PreAuthKey{ID: 3, Prefix: "abc", Hash: [32]byte{1, 31: 255}, User: 2, Tags: []string{"tag:x"}, Reusable: true, Ephemeral: true,
-		Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
+		Preapproved: true, Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
 }
 
 func samplePolicy() *tailnet.PolicyVersion {
@@ -49,7 +49,8 @@ func samplePresence() tailnet.Presence {
 
 func sampleChanges() *tailnet.Changes {
 	return &tailnet.Changes{
-		Tailnet:  &tailnet.Tailnet{ID: 1, Name: "office", LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3, LastPolicyID: 4},
+		Tailnet: &tailnet.Tailnet{ID: 1, Name: "office", Settings: tailnet.Settings{DeviceApproval: true, UserApproval: true, KeyDuration: 90 * 24 * time.Hour},
+			LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3, LastPolicyID: 4},
 		PutNodes: []*tailnet.Node{sampleNode()}, PutUsers: []*tailnet.User{sampleUser()}, PutPreAuthKeys: []*tailnet.PreAuthKey{sampleKey()},
 		PutPolicy: samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
 	}
@@ -136,7 +137,7 @@ func TestCannotBeStored(t *testing.T) {
 // TestCorruptRows writes nonsense into one column after the other: Load names table, id and column.
 func TestCorruptRows(t *testing.T) {
 	free := map[string]bool{ // any text is fine there
-		"tailnets.name": true, "users.name": true, "users.display_name": true, "users.email": true, "users.role": true, "pre_auth_keys.prefix": true,
+		"tailnets.name": true, "users.name": true, "users.display_name": true, "users.email": true, "users.role": true, "users.status": true, "pre_auth_keys.prefix": true,
 		"nodes.stable_id": true, "nodes.hostname": true, "nodes.name": true, "nodes.register_method": true,
 	}
 	for _, table := range []string{"tailnets", "users", "pre_auth_keys", "nodes", "presence"} {
@@ -277,7 +278,7 @@ func TestModel(t *testing.T) {
 		}
 		m := &model{tailnet: tailnet.Tailnet{ID: 1, Name: "default"}, nodes: map[tailnet.NodeID]*tailnet.Node{}, users: map[tailnet.UserID]*tailnet.User{},
 			keys: map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{}, presence: map[tailnet.NodeID]tailnet.Presence{}}
-		if err := d.write.Exec("UPDATE tailnets SET rev = 0, name = 'default', last_node_id = 0, last_user_id = 0, last_pre_auth_key_id = 0, last_policy_id = 0").Error; err != nil {
+		if err := d.write.Exec("UPDATE tailnets SET rev = 0, name = 'default', settings = '{}', last_node_id = 0, last_user_id = 0, last_pre_auth_key_id = 0, last_policy_id = 0").Error; err != nil {
 			t.Fatal(err)
 		}
 		for i := range 6 {
@@ -383,7 +384,7 @@ func (m *model) changeNodes(t *rapid.T, ch *tailnet.Changes) {
 			n := &tailnet.Node{
 				ID: id, User: m.owner(t), Tags: some(t, genTags), Hostname: genText.Draw(t, "hostname"), NameFixed: genBool.Draw(t, "fixed"),
 				Ephemeral: genBool.Draw(t, "ephemeral"), RegisterMethod: genText.Draw(t, "method"), PreAuthKey: tailnet.PreAuthKeyID(rapid.Int64Range(0, 9).Draw(t, "key")),
-				Created: genTime.Draw(t, "created"), Expiry: genTime.Draw(t, "expiry"), Authorized: genBool.Draw(t, "authorized"), Hostinfo: genHostinfo.Draw(t, "hostinfo"),
+				Created: genTime.Draw(t, "created"), Expiry: genTime.Draw(t, "expiry"), Authorized: genBool.Draw(t, "authorized"), NeverExpires: genBool.Draw(t, "never"), OldKeyUntil: genTime.Draw(t, "old"), Hostinfo: genHostinfo.Draw(t, "hostinfo"),
 				Endpoints: some(t, genAddrPort), EndpointTypes: some(t, rapid.Custom(func(t *rapid.T) tailcfg.EndpointType { return tailcfg.EndpointType(rapid.Int().Draw(t, "type")) })),
 				HomeDERP: rapid.Int().Draw(t, "derp"), Capver: tailcfg.CapabilityVersion(rapid.Int().Draw(t, "capver")), ApprovedRoutes: some(t, genPrefix), KeySignature: some(t, rapid.Byte()),
 			}

@@ -32,9 +32,12 @@ func load(tx *gorm.DB, id tailnet.ID) (*tailnet.Contents, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("table tailnets, id %d: %w", id, err)
 	}
-	c := &tailnet.Contents{Rev: tailnet.Rev(t.Rev), Tailnet: t.tailnet()}
-
+	c := &tailnet.Contents{Rev: tailnet.Rev(t.Rev)}
 	var faults []error
+	var err error
+	if c.Tailnet, err = t.domain(); err != nil {
+		faults = append(faults, err)
+	}
 	c.Users, faults = loadAll(tx, id, "id", faults, (*userRow).domain)
 	c.PreAuthKeys, faults = loadAll(tx, id, "id", faults, (*preAuthKeyRow).domain)
 	c.Nodes, faults = loadAll(tx, id, "id", faults, (*nodeRow).domain)

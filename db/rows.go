@@ -11,6 +11,7 @@ type tailnetRow struct {
 	LastUserID       int64
 	LastPreAuthKeyID int64
 	LastPolicyID     int64
+	Settings         string // JSON
 }
 
 func (tailnetRow) TableName() string { return "tailnets" }
@@ -22,6 +23,7 @@ type userRow struct {
 	DisplayName string
 	Email       string
 	Role        string
+	Status      string
 	CreatedAt   *string
 }
 
@@ -39,18 +41,19 @@ type policyRow struct {
 func (policyRow) TableName() string { return "policies" }
 
 type preAuthKeyRow struct {
-	TailnetID int64 `gorm:"primaryKey;autoIncrement:false"`
-	ID        int64 `gorm:"primaryKey;autoIncrement:false"`
-	Prefix    string
-	Hash      string // hex
-	UserID    *int64
-	Tags      *string // JSON
-	Reusable  bool
-	Ephemeral bool
-	Used      bool
-	CreatedAt *string
-	ExpiresAt *string
-	Revoked   bool
+	TailnetID   int64 `gorm:"primaryKey;autoIncrement:false"`
+	ID          int64 `gorm:"primaryKey;autoIncrement:false"`
+	Prefix      string
+	Hash        string // hex
+	UserID      *int64
+	Tags        *string // JSON
+	Reusable    bool
+	Ephemeral   bool
+	Preapproved bool
+	Used        bool
+	CreatedAt   *string
+	ExpiresAt   *string
+	Revoked     bool
 }
 
 func (preAuthKeyRow) TableName() string { return "pre_auth_keys" }
@@ -62,6 +65,7 @@ type nodeRow struct {
 	MachineKey     *string
 	NodeKey        string
 	OldNodeKey     *string
+	OldKeyUntil    *string
 	DiscoKey       *string
 	UserID         *int64
 	Tags           *string // JSON
@@ -75,6 +79,7 @@ type nodeRow struct {
 	PreAuthKeyID   *int64
 	CreatedAt      *string
 	ExpiresAt      *string
+	NeverExpires   bool
 	Authorized     bool
 	Hostinfo       string  // JSON
 	Endpoints      *string // JSON

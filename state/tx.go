@@ -108,6 +108,15 @@ func (tx *Tx) Now() time.Time { return tx.now }
 // Tailnet are the tailnet's settings.
 func (tx *Tx) Tailnet() tailnet.Tailnet { return tx.tailnet }
 
+// SetSettings replaces the tailnet's settings; the error is Invalid if they cannot be.
+func (tx *Tx) SetSettings(s tailnet.Settings) error {
+	if err := s.Check(); err != nil {
+		return err
+	}
+	tx.tailnet.Settings = s
+	return nil
+}
+
 // Node is the node with this id, or nil.
 func (tx *Tx) Node(id tailnet.NodeID) *tailnet.Node {
 	if n, ok := tx.nodes[id]; ok {

@@ -67,8 +67,9 @@ const TaggedDevicesName = "tagged-devices"
 
 // Tailnet is the unit of isolation and its settings.
 type Tailnet struct {
-	ID   ID
-	Name string
+	ID       ID
+	Name     string
+	Settings Settings
 	// Counters of the ids handed out so far; the next one is one higher.
 	LastNodeID       NodeID
 	LastUserID       UserID
@@ -83,6 +84,7 @@ type User struct {
 	DisplayName string // free text, may be empty
 	Email       string // may be empty
 	Role        Role   // what policies know as autogroup:ROLE; empty: RoleMember
+	Status      UserStatus
 	Created     time.Time
 }
 
@@ -128,10 +130,11 @@ type Node struct {
 	ID       NodeID
 	StableID string // never empty, unique on the installation; clients store it (exit node choice, profile)
 
-	MachineKey key.MachinePublic // proven by Noise on every connection
-	NodeKey    key.NodePublic    // WireGuard key; unique on the installation
-	OldNodeKey key.NodePublic    // the key before the last rotation, zero if none: its open map session may still finish
-	DiscoKey   key.DiscoPublic   // zero until the first lite update
+	MachineKey  key.MachinePublic // proven by Noise on every connection
+	NodeKey     key.NodePublic    // WireGuard key; unique on the installation
+	OldNodeKey  key.NodePublic    // the key before the last rotation, zero if none: its open map session may still finish
+	OldKeyUntil time.Time         // when peers stop knowing it under OldNodeKey; zero, or past: they know NodeKey
+	DiscoKey    key.DiscoPublic   // zero until the first lite update
 
 	User UserID   // owner; zero if the node is tagged
 	Tags []string // "tag:NAME", sorted; a tagged node has no user
@@ -147,9 +150,10 @@ type Node struct {
 	RegisterMethod string
 	PreAuthKey     PreAuthKeyID // the key that it joined with, which may be gone since; 0 if none
 
-	Created    time.Time
-	Expiry     time.Time // end of the NodeKey; zero: never
-	Authorized bool      // approved by an administrator where approval is asked for
+	Created      time.Time
+	Expiry       time.Time // end of the NodeKey; zero: never
+	NeverExpires bool      // an administrator decided so: no login gives it an Expiry
+	Authorized   bool      // approved by an administrator where approval is asked for
 
 	Hostinfo       *tailcfg.Hostinfo // never nil; without RoutableIPs' order meaning anything
 	Endpoints      []netip.AddrPort
@@ -223,17 +227,18 @@ type Presence struct {
 
 // PreAuthKey lets nodes join without a person. The secret is not kept, only its SHA-256: it has 128 random bits and more.
 type PreAuthKey struct {
-	ID        PreAuthKeyID
-	Prefix    string // the part of the key that may be shown, to tell keys apart
-	Hash      [32]byte
-	User      UserID   // owner of the nodes that join with it; zero if Tags are set
-	Tags      []string // given to the nodes that join with it
-	Reusable  bool
-	Ephemeral bool
-	Used      bool // a node has joined with it
-	Created   time.Time
-	Expires   time.Time // zero: never
-	Revoked   bool
+	ID          PreAuthKeyID
+	Prefix      string // the part of the key that may be shown, to tell keys apart
+	Hash        [32]byte
+	User        UserID   // owner of the nodes that join with it; zero if Tags are set
+	Tags        []string // given to the nodes that join with it
+	Reusable    bool
+	Ephemeral   bool
+	Preapproved bool // its nodes need no approval of an administrator
+	Used        bool // a node has joined with it
+	Created     time.Time
+	Expires     time.Time // zero: never
+	Revoked     bool
 }
 
 // Usable returns nil if a new node may join with the key at now, or else an Error that says why not.
