@@ -222,37 +222,50 @@ func parsePorts(s string) ([]tailcfg.PortRange, error) {
 	}
 	var out []tailcfg.PortRange
 	for part := range strings.SplitSeq(s, ",") {
-		part = strings.TrimSpace(part)
-		if part == "*" {
-			out = append(out, tailcfg.PortRangeAny)
-			continue
-		}
-		lo, hi, isRange := strings.Cut(part, "-")
-		first, err := strconv.ParseUint(lo, 10, 16)
+		r, err := parsePortRange(strings.TrimSpace(part))
 		if err != nil {
-			return nil, fmt.Errorf("port range %q: invalid first integer; ports are numbers from 1 to 65535, ranges such as 80-443, or '*'", clip(part))
+			return nil, err
 		}
-		if first == 0 {
-			return nil, fmt.Errorf("port range %q: first port must be >0, or use '*' for wildcard", clip(part))
-		}
-		last := first
-		if isRange {
-			if last, err = strconv.ParseUint(hi, 10, 16); err != nil {
-				return nil, fmt.Errorf("port range %q: invalid last integer; ports are numbers from 1 to 65535", clip(part))
-			}
-			if last < first {
-				return nil, fmt.Errorf("port range %q: last port is below the first", clip(part))
-			}
-		}
-		out = append(out, tailcfg.PortRange{First: uint16(first), Last: uint16(last)})
+		out = append(out, r)
 	}
 	return out, nil
 }
 
+// parsePortRange reads "*", "22" and "80-443". What is wrong is said in the words of tailcfg.ParseHostPortRange, as the hosted
+// service says it, and then what would be right.
+func parsePortRange(s string) (tailcfg.PortRange, error) {
+	var out tailcfg.PortRange
+	lo, hi, isRange := strings.Cut(s, "-")
+	first, err := strconv.ParseUint(lo, 10, 16)
+	switch {
+	case s == "*":
+		return tailcfg.PortRangeAny, nil
+	case s == "":
+		return out, fmt.Errorf(`invalid port list: ""; ports are numbers from 1 to 65535, ranges such as 80-443, or '*'`)
+	case strings.Count(s, "-") > 1:
+		return out, fmt.Errorf("port range %q: too many dashes(-); a range is written 80-443", clip(s))
+	case err != nil:
+		return out, fmt.Errorf("port range %q: invalid first integer; ports are numbers from 1 to 65535, ranges such as 80-443, or '*'", clip(s))
+	}
+	last := first
+	if isRange {
+		if last, err = strconv.ParseUint(hi, 10, 16); err != nil {
+			return out, fmt.Errorf("port range %q: invalid last integer; ports are numbers from 1 to 65535", clip(s))
+		}
+	}
+	switch {
+	case first == 0:
+		return out, fmt.Errorf("port range %q: first port must be >0, or use '*' for wildcard", clip(s))
+	case last < first: // the words are meant the other way round
+		return out, fmt.Errorf("port range %q: first port must be >= last port (and the last one not below the first); write %d-%d", clip(s), last, first)
+	}
+	return tailcfg.PortRange{First: uint16(first), Last: uint16(last)}, nil
+}
+
 // protocols are the names of protocols, with the numbers that they stand for.
 var protocols = map[string][]int{
-	"icmp": {1, 58}, "igmp": {2}, "ipv4": {4}, "ip-in-ip": {4}, "tcp": {6}, "egp": {8}, "igp": {9}, "udp": {17}, "gre": {47},
-	"esp": {50}, "ah": {51}, "ipv6-icmp": {58}, "sctp": {132}, "fc": {133},
+	"icmp": {1, 58}, "icmpv4": {1}, "igmp": {2}, "ipv4": {4}, "ip-in-ip": {4}, "tcp": {6}, "egp": {8}, "igp": {9}, "udp": {17},
+	"dccp": {33}, "gre": {47}, "esp": {50}, "ah": {51}, "ipv6-icmp": {58}, "icmpv6": {58}, "tsmp": {99}, "sctp": {132}, "fc": {133},
 }
 
 // hasPorts are the protocols whose packets have ports.
@@ -267,13 +280,16 @@ func parseProto(s string) ([]int, error) {
 		return n, nil
 	}
 	n, err := strconv.ParseUint(s, 10, 8)
-	if err != nil || n == 0 {
+	switch {
+	case err == nil && n == 0:
+		return nil, fmt.Errorf("protocol 0 says nothing: leave it out for TCP, UDP and ICMP, or give a number from 1 to 255")
+	case err != nil: // the words of ipproto.Proto.UnmarshalText
 		names := make([]string, 0, len(protocols))
 		for k := range protocols {
 			names = append(names, k)
 		}
 		slices.Sort(names)
-		return nil, fmt.Errorf("unknown protocol %q; known are %s and the numbers 1 to 255", clip(s), strings.Join(names, ", "))
+		return nil, fmt.Errorf("proto name %q not known; use protocol number 0-255 or a name: %s", clip(s), strings.Join(names, ", "))
 	}
 	return []int{int(n)}, nil
 }
@@ -293,22 +309,35 @@ func checkPorts(protos []int, ranges []tailcfg.PortRange) error {
 	return nil
 }
 
-// parseIP reads one element of a grant's ip: "*", "443", "tcp:443", "udp:*", "icmp:*".
+// parseIP reads one element of a grant's ip, as tailcfg.ParseProtoPortRanges does: "*", "443", "tcp:443-445", "udp:*",
+// "icmp:*". Unlike in the dst of acls, lists of ports are several elements.
 func parseIP(s string) (ports, error) {
-	proto, rest, ok := strings.Cut(s, ":")
-	if !ok {
-		r, err := parsePorts(s)
-		return ports{ranges: r}, err
+	if s == "" {
+		return ports{}, fmt.Errorf(`empty string; want "*", ports, or PROTOCOL:PORTS such as "tcp:443"`)
+	}
+	proto, rest := "*", s
+	if i := strings.LastIndexByte(s, ':'); i >= 0 {
+		proto, rest = s[:i], s[i+1:]
+	}
+	switch {
+	case proto == "":
+		return ports{}, fmt.Errorf(`empty protocol in %q; want PROTOCOL:PORTS such as "tcp:443"`, clip(s))
+	case strings.Contains(proto, ","):
+		return ports{}, fmt.Errorf(`host cannot contain a comma (","): %q; give each protocol an element of its own`, clip(s))
 	}
 	protos, err := parseProto(proto)
 	if err != nil {
 		return ports{}, err
 	}
-	r, err := parsePorts(rest)
+	r, err := parsePortRange(rest)
 	if err != nil {
+		if strings.Contains(rest, ",") {
+			err = fmt.Errorf("%w; give each port an element of its own", err)
+		}
 		return ports{}, err
 	}
-	return ports{protos, r}, checkPorts(protos, r)
+	one := []tailcfg.PortRange{r}
+	return ports{protos, one}, checkPorts(protos, one)
 }
 
 // splitPort cuts HOST:PORTS at the last colon. An IPv6 address may stand in brackets.

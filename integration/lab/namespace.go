@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -127,10 +129,34 @@ func (ns *namespace) do(f func() error) error {
 	return <-result
 }
 
-// close ends the thread and waits for it. The processes started on it are killed by the kernel.
+// close ends the thread and waits for it. The processes started on it are killed by the kernel; what those have started
+// themselves and left behind (the file servers of Taildrive, behind su) is found by its network namespace and killed here.
 func (ns *namespace) close() {
-	ns.once.Do(func() { close(ns.calls) })
+	ns.once.Do(func() {
+		for _, pid := range ns.strays() {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		close(ns.calls)
+	})
 	<-ns.ended
+}
+
+// strays are the processes in the network namespace.
+func (ns *namespace) strays() (pids []int) {
+	mine, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", ns.netFD)) // net:[4026532008]
+	if err != nil {
+		return nil
+	}
+	links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, link := range links {
+		if at, err := os.Readlink(link); err != nil || at != mine {
+			continue
+		}
+		if pid, err := strconv.Atoi(strings.Split(link, "/")[2]); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // privateEtc fills dir with the files that programs in the lab expect in /etc.
@@ -143,8 +169,10 @@ func privateEtc(dir, hostname, nameserver string) error {
 		"passwd":        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
 		"group":         "root:x:0:\nnogroup:x:65534:\n",
 		"os-release":    "ID=debian\nNAME=lab\nPRETTY_NAME=\"network lab\"\n",
+		// tailscaled serves Taildrive's folders as their user, by way of su.
+		"pam.d/su": "auth sufficient pam_rootok.so\naccount sufficient pam_permit.so\nsession sufficient pam_permit.so\n",
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "pam.d"), 0o755); err != nil {
 		return err
 	}
 	for name, text := range files {
