@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"state/statetest":       {"tailnet", "state"},
 	"netmap":                {"tailnet", "policy", "state", "dns"},
 	"auth":                  {"tailnet", "state"},
+	"auth/oidc":             {"tailnet", "state"},
 	"control":               {"tailnet", "state", "netmap", "auth", "control/h2"},
 	"control/h2":            {},
 	"api":                   {"tailnet", "policy", "state", "auth"},
@@ -35,14 +36,14 @@ var allowed = map[string][]string{
 	"integration/lab":       {"api"},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "control", "api", "derp", "db", "config"},
+	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "derp", "db", "config"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 
 // foreign are packages of others that only some of ours may import.
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
-	"net/http":               {"control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"net/http":               {"auth/oidc", "control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"os/exec":                {"cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }

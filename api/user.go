@@ -19,9 +19,9 @@ type User struct {
 	CreatedAt     *time.Time `json:"createdAt"`
 	DisplayName   string     `json:"displayName"`
 	Email         string     `json:"email"`
-	ProviderID    string     `json:"providerId"`    // always empty: nobody logs in yet
-	Provider      string     `json:"provider"`      // always empty
-	ProfilePicURL string     `json:"profilePicUrl"` // always empty
+	ProviderID    string     `json:"providerId"`    // issuer and subject at the identity provider; empty for others
+	Provider      string     `json:"provider"`      // id of the identity provider; empty for others
+	ProfilePicURL string     `json:"profilePicUrl"` // https, may be empty
 	Role          string     `json:"role"`          // one of Roles
 }
 
@@ -35,7 +35,10 @@ var Roles = []string{
 const roleMember = "member"
 
 func userJSON(u *tailnet.User) *User {
-	out := &User{ID: ID(u.ID), Name: u.Name, CreatedAt: timestamp(u.Created), DisplayName: u.DisplayName, Email: u.Email, Role: string(u.Role)}
+	out := &User{
+		ID: ID(u.ID), Name: u.Name, CreatedAt: timestamp(u.Created), DisplayName: u.DisplayName, Email: u.Email, Role: string(u.Role),
+		ProviderID: u.ProviderID, Provider: u.Provider, ProfilePicURL: u.Picture,
+	}
 	if u.Role == tailnet.RoleMember {
 		out.Role = roleMember
 	}

@@ -221,6 +221,10 @@ func makeUserRow(id tailnet.ID, u *tailnet.User) (userRow, error) {
 		Role:        string(u.Role),
 		Status:      string(u.Status),
 		CreatedAt:   f.time("created_at", u.Created),
+		Provider:    u.Provider,
+		ProviderID:  u.ProviderID,
+		Picture:     u.Picture,
+		Groups:      list(f, "idp_groups", u.Groups),
 	}, f.err()
 }
 
@@ -234,6 +238,10 @@ func (r *userRow) domain() (*tailnet.User, error) {
 		Role:        tailnet.Role(r.Role),
 		Status:      tailnet.UserStatus(r.Status),
 		Created:     f.parseTime("created_at", r.CreatedAt),
+		Provider:    r.Provider,
+		ProviderID:  r.ProviderID,
+		Picture:     r.Picture,
+		Groups:      parseList[string](f, "idp_groups", r.Groups),
 	}, f.err()
 }
 

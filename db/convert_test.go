@@ -31,7 +31,8 @@ func sampleNode() *tailnet.Node {
 }
 
 func sampleUser() *tailnet.User {
-	return &tailnet.User{ID: 2, Name: "hans", DisplayName: "Hans Ö", Email: "hans@example.com", Role: tailnet.RoleAdmin, Status: tailnet.UserSuspended, Created: t0}
+	return &tailnet.User{ID: 2, Name: "hans", DisplayName: "Hans Ö", Email: "hans@example.com", Role: tailnet.RoleAdmin, Status: tailnet.UserSuspended, Created: t0,
+		Provider: "hydra", ProviderID: "https://hydra.example.com/hans", Picture: "https://example.com/hans.png", Groups: []string{"admins", "staff"}}
 }
 
 func sampleKey() *tailnet.PreAuthKey {
@@ -137,7 +138,8 @@ func TestCannotBeStored(t *testing.T) {
 // TestCorruptRows writes nonsense into one column after the other: Load names table, id and column.
 func TestCorruptRows(t *testing.T) {
 	free := map[string]bool{ // any text is fine there
-		"tailnets.name": true, "users.name": true, "users.display_name": true, "users.email": true, "users.role": true, "users.status": true, "pre_auth_keys.prefix": true,
+		"tailnets.name": true, "users.name": true, "users.display_name": true, "users.email": true, "users.role": true, "users.status": true, "users.provider": true, "users.provider_id": true,
+		"users.picture": true, "pre_auth_keys.prefix": true,
 		"nodes.stable_id": true, "nodes.hostname": true, "nodes.name": true, "nodes.register_method": true,
 	}
 	for _, table := range []string{"tailnets", "users", "pre_auth_keys", "nodes", "presence"} {

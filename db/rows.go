@@ -25,6 +25,10 @@ type userRow struct {
 	Role        string
 	Status      string
 	CreatedAt   *string
+	Provider    string
+	ProviderID  string
+	Picture     string
+	Groups      *string `gorm:"column:idp_groups"` // JSON
 }
 
 func (userRow) TableName() string { return "users" }

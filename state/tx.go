@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"tailscale.com/types/key"
@@ -268,16 +269,47 @@ func (tx *Tx) UserByName(name string) *tailnet.User {
 	return nil
 }
 
+// UserByProviderID is the user with this ProviderID, or nil; there is none without one. It costs O(users).
+func (tx *Tx) UserByProviderID(id string) *tailnet.User {
+	return tx.findUser(func(u *tailnet.User) bool { return id != "" && u.ProviderID == id })
+}
+
+// UserByEmail is a user with this mail address, or nil; upper and lower case are the same. It costs O(users).
+func (tx *Tx) UserByEmail(email string) *tailnet.User {
+	return tx.findUser(func(u *tailnet.User) bool { return email != "" && strings.EqualFold(u.Email, email) })
+}
+
+// findUser is the user with the lowest id for which ok holds, or nil.
+func (tx *Tx) findUser(ok func(*tailnet.User) bool) (found *tailnet.User) {
+	look := func(u *tailnet.User) {
+		if u != nil && ok(u) && (found == nil || u.ID < found.ID) {
+			found = u
+		}
+	}
+	for _, u := range tx.base.Users() {
+		if _, changed := tx.users[u.ID]; !changed {
+			look(u)
+		}
+	}
+	for _, u := range tx.users {
+		look(u)
+	}
+	return found
+}
+
 // NewUser is a user with the next id. It is not stored yet.
 func (tx *Tx) NewUser(name string) *tailnet.User {
 	tx.tailnet.LastUserID++
 	return &tailnet.User{ID: tx.tailnet.LastUserID, Name: name, Created: tx.now}
 }
 
-// PutUser stores u. It fails with a Conflict if another user has its name.
+// PutUser stores u. It fails with a Conflict if another user has its name or its ProviderID.
 func (tx *Tx) PutUser(u *tailnet.User) error {
 	if other := tx.UserByName(u.Name); other != nil && other.ID != u.ID {
 		return tailnet.Errorf(tailnet.Conflict, "there is a namespace %q already", u.Name)
+	}
+	if other := tx.UserByProviderID(u.ProviderID); other != nil && other.ID != u.ID {
+		return tailnet.Errorf(tailnet.Conflict, "the namespace %q belongs to this user of the identity provider already", other.Name)
 	}
 	put(tx, tx.users, u.ID, u)
 	return nil

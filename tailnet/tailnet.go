@@ -86,6 +86,13 @@ type User struct {
 	Role        Role   // what policies know as autogroup:ROLE; empty: RoleMember
 	Status      UserStatus
 	Created     time.Time
+
+	// What an identity provider says. ProviderID is who it is there, see JoinProviderID: unique in the tailnet; empty for a
+	// user that only administrators know. Provider is the id of the provider in the configuration, "oidc" if there is but one.
+	Provider   string
+	ProviderID string
+	Picture    string   // https URL, may be empty
+	Groups     []string // at the provider, sorted, as the provider spells them; shared between copies: replace, do not write
 }
 
 // Role is what a user may do in the tailnet as an administrator. A user has exactly one.

@@ -1,0 +1,35 @@
+package tailnet
+
+import (
+	"net/url"
+	"strings"
+)
+
+// JoinProviderID is how a user of an OpenID Connect provider is known: issuer and subject with one slash between them. It
+// is the same for an issuer with and without a slash at its end, and what headscale stores for ordinary subjects. Different
+// subjects of one issuer never come out the same.
+func JoinProviderID(issuer, subject string) string {
+	issuer = strings.TrimRight(issuer, "/")
+	if scheme, rest, ok := strings.Cut(issuer, "://"); ok {
+		issuer = strings.ToLower(scheme) + "://" + rest
+	}
+	escaped := (&url.URL{Path: "/" + subject}).EscapedPath()[1:]
+	for part := range strings.SplitSeq(escaped, "/") {
+		if part == "" || part == "." || part == ".." { // would be cleaned away somewhere
+			escaped = strings.NewReplacer("/", "%2F", ".", "%2E").Replace(escaped)
+			break
+		}
+	}
+	return issuer + "/" + escaped
+}
+
+// CleanProviderID takes out the empty path elements that old versions of headscale stored for issuers with a slash at their
+// end.
+func CleanProviderID(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return s
+	}
+	parts := strings.FieldsFunc(rest, func(r rune) bool { return r == '/' })
+	return strings.ToLower(scheme) + "://" + strings.Join(parts, "/")
+}
