@@ -68,6 +68,8 @@ type Config struct {
 	// TrustedProxies are the addresses whose X-Forwarded-For and the like are believed. Empty: nobody's.
 	TrustedProxies []netip.Prefix `key:"trusted_proxies"`
 
+	OIDC OIDC `key:"oidc"`
+
 	Node Node `key:"node"`
 
 	Routes Routes `key:"routes"`
@@ -267,6 +269,7 @@ func Default() *Config {
 		Database:              Database{Type: "sqlite"},
 		TLSFallbackListenAddr: ":443",
 		DNS:                   DNS{MagicDNS: true, BaseDomain: "skein.internal"},
+		OIDC:                  OIDC{OIDCProvider: defaultOIDC()},
 		Node:                  Node{Ephemeral: Ephemeral{InactivityTimeout: Duration(30 * time.Minute)}},
 		Routes:                Routes{FailoverAfter: Duration(3 * time.Second), RestartGrace: Duration(30 * time.Second)},
 		Taildrop:              Taildrop{Enabled: true},

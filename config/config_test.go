@@ -207,11 +207,12 @@ func TestFaults(t *testing.T) {
 		{name: "dotted key", file: "dns.base_domain: a.b\n", want: []string{
 			`config.yaml:1: dns.base_domain: want a line for each part, one below the other: "dns:", then what is in it`,
 		}},
-		{name: "keys of headscale", file: "grpc_listen_addr: :1\nephemeral_node_inactivity_timeout: 30m\noidc:\n  issuer: x\n  client_id: y\ndatabase:\n  type: postgres\n  postgres: {host: h}\n" +
+		{name: "keys of headscale", file: "grpc_listen_addr: :1\nephemeral_node_inactivity_timeout: 30m\noidc:\n  map_legacy_users: true\n  strip_email_domain: true\ndatabase:\n  type: postgres\n  postgres: {host: h}\n" +
 			"  sqlite: {write_ahead_log: true}\ntls_letsencrypt_hostname: \"\"\ndns_config:\n  nameservers: [1.1.1.1]\n  foo: 1\ndisable_check_updates: true\n", want: []string{
 			`config.yaml:1: grpc_listen_addr: not there: Skein has no gRPC; commands reach the server over unix_socket`,
 			`config.yaml:2: ephemeral_node_inactivity_timeout: is called node.ephemeral.inactivity_timeout here`,
-			`config.yaml:3: oidc: not in this version: login by an identity provider is not supported yet`,
+			`config.yaml:4: oidc.map_legacy_users: not there: a user with the same mail address that has not signed in yet becomes the one who signs in; take the line out`,
+			`config.yaml:5: oidc.strip_email_domain: not there: the name of a user is what stands before the @ anyway; write mail addresses into policies; take the line out`,
 			`config.yaml:7: database.type: postgres is not in this version: want sqlite`,
 			`config.yaml:8: database.postgres: not in this version: PostgreSQL is not supported yet; use database.type: sqlite and database.sqlite.path`,
 			`config.yaml:9: database.sqlite.write_ahead_log: not needed: write-ahead logging is always on; take the line out`,

@@ -18,6 +18,8 @@ type keyInfo struct {
 	index []int // for reflect.Value.FieldByIndex
 	path  bool
 	live  bool
+
+	secret bool // not to be shown
 }
 
 var (
@@ -33,15 +35,18 @@ func listKeys(t reflect.Type, prefix string, index []int) []keyInfo {
 	for i := range t.NumField() {
 		f := t.Field(i)
 		name := f.Tag.Get("key")
+		at := append(slices.Clone(index), i)
+		if f.Anonymous {
+			list = append(list, listKeys(f.Type, prefix, at)...)
+		}
 		if name == "" {
 			continue
 		}
-		at := append(slices.Clone(index), i)
 		if f.Type.Kind() == reflect.Struct && f.Type != reflect.TypeFor[netip.Prefix]() {
 			list = append(list, listKeys(f.Type, prefix+name+".", at)...)
 			continue
 		}
-		list = append(list, keyInfo{prefix + name, at, f.Tag.Get("path") != "", f.Tag.Get("live") != ""})
+		list = append(list, keyInfo{prefix + name, at, f.Tag.Get("path") != "", f.Tag.Get("live") != "", f.Tag.Get("secret") != ""})
 	}
 	return list
 }
@@ -122,8 +127,12 @@ func assignValue(v reflect.Value, n *yaml.Node) Faults {
 		if n.Kind != yaml.SequenceNode {
 			return one("want a list, such as [a, b] or lines that start with \"- \"")
 		}
-		if len(n.Content) > maxListLen {
-			return one("%d entries, more than the %d allowed", len(n.Content), maxListLen)
+		most := maxListLen
+		if v.Type().Elem() == reflect.TypeFor[OIDCProvider]() {
+			most = maxProviders // aliases could multiply the lists in them
+		}
+		if len(n.Content) > most {
+			return one("%d entries, more than the %d allowed", len(n.Content), most)
 		}
 		var faults Faults
 		for _, item := range n.Content {
@@ -134,12 +143,16 @@ func assignValue(v reflect.Value, n *yaml.Node) Faults {
 		return faults
 	case reflect.Map:
 		if n.Kind != yaml.MappingNode {
+			if v.Type().Elem().Kind() == reflect.String {
+				return one("want names, each with a value: \"domain_hint: example.com\"")
+			}
 			return one("want names, each with a list: \"example.com: [10.0.0.1]\"")
 		}
 		if len(n.Content)/2 > maxListLen {
 			return one("%d entries, more than the %d allowed", len(n.Content)/2, maxListLen)
 		}
 		v.Set(reflect.MakeMap(v.Type()))
+		texts := v.Type().Elem().Kind() == reflect.String
 		var faults Faults
 		total := 0
 		for i := 0; i+1 < len(n.Content); i += 2 {
@@ -150,14 +163,20 @@ func assignValue(v reflect.Value, n *yaml.Node) Faults {
 			e := reflect.New(v.Type().Elem()).Elem()
 			faults = append(faults, assignValue(e, n.Content[i+1])...)
 			v.SetMapIndex(name, e)
+			if texts {
+				continue
+			}
 			if total += e.Len(); total > maxListLen { // aliases could multiply lists
 				return one("more than %d entries in all", maxListLen)
 			}
 		}
 		return faults
 	}
-	if v.Type() == reflect.TypeFor[Record]() {
+	switch v.Type() {
+	case reflect.TypeFor[Record]():
 		return assignRecord(v, n)
+	case reflect.TypeFor[OIDCProvider]():
+		return assignOIDC(v, n)
 	}
 	if n.Kind != yaml.ScalarNode {
 		return one("want a single value")
@@ -276,6 +295,10 @@ func node(v reflect.Value) *yaml.Node {
 			n.Content = append(n.Content, node(reflect.ValueOf(f[0])), node(reflect.ValueOf(f[1])))
 		}
 		return n
+	case OIDCProvider:
+		return oidcNode(x)
+	case map[string]string:
+		return textMap(x)
 	case fmt.Stringer: // Duration, FileMode
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: x.String(), Style: yaml.DoubleQuotedStyle}
 	case map[string][]string:

@@ -309,14 +309,18 @@ func (c *Config) set(k keyInfo, n *yaml.Node, from origin, faults *Faults) {
 // resolvePaths makes relative file names relative to dir.
 func (c *Config) resolvePaths(k keyInfo, dir string) {
 	fix := func(v reflect.Value) {
-		if s := v.String(); s != "" && !filepath.IsAbs(s) {
-			v.SetString(filepath.Join(dir, s))
-		}
+		v.SetString(underFolder(dir, v.String()))
 	}
 	switch v := c.field(k); v.Kind() {
 	case reflect.String:
 		fix(v)
 	case reflect.Slice:
+		if list, ok := v.Interface().([]OIDCProvider); ok {
+			for i := range list {
+				list[i].ClientSecretPath = underFolder(dir, list[i].ClientSecretPath)
+			}
+			return
+		}
 		for i := range v.Len() {
 			fix(v.Index(i))
 		}
@@ -382,7 +386,7 @@ func (c *Config) setText(k keyInfo, text, place string, faults *Faults) {
 	t := c.field(k).Type()
 	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}
 	switch {
-	case t.Kind() == reflect.Map || t == reflect.TypeFor[[]Record]():
+	case t.Kind() == reflect.Map || t == reflect.TypeFor[[]Record]() || t == reflect.TypeFor[[]OIDCProvider]():
 		var docs []yaml.Node
 		if err := yaml.Load([]byte(text), &docs, yaml.WithAllDocuments()); err != nil || len(docs) > 1 {
 			*faults = append(*faults, Fault{Key: k.name, Place: place, Text: "not YAML: want it as in the file, on one line in braces"})

@@ -35,6 +35,7 @@ func (c *Config) check() Faults {
 	k.prefixes()
 	k.derp()
 	k.dns()
+	k.oidc()
 	k.rest()
 	return k.faults
 }
@@ -372,6 +373,13 @@ func (c *Config) CheckFiles() Faults {
 	readable("policy.path", c.Policy.Path)
 	for _, p := range c.DERP.Paths {
 		readable("derp.paths", p)
+	}
+	for i, p := range c.OIDC.All() {
+		key := "oidc.providers"
+		if i == 0 && c.OIDC.Issuer != "" {
+			key = "oidc.client_secret_path"
+		}
+		readable(key, p.secretPath())
 	}
 	return k.faults
 }

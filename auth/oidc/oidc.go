@@ -191,12 +191,14 @@ func (m *Manager) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, p := range m.providers {
 		wg.Go(func() {
+			last := ""
 			for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 				if _, err := p.ready(ctx); err == nil {
 					m.log.Info("identity provider is ready", "provider", p.o.ID, "issuer", p.o.Issuer)
 					return
-				} else if ctx.Err() == nil {
-					m.log.Warn("identity provider is not ready; trying again", "provider", p.o.ID, "issuer", p.o.Issuer, "after", wait, "err", causes(err))
+				} else if why := causes(err); ctx.Err() == nil && why != last {
+					m.log.Warn("identity provider is not ready; trying again and again", "provider", p.o.ID, "issuer", p.o.Issuer, "err", why)
+					last = why
 				}
 				select {
 				case <-time.After(wait):

@@ -28,6 +28,7 @@ func (m *Manager) store(ctx context.Context, p *provider, id *Identity) (*tailne
 		var c tailnet.User
 		if u == nil {
 			c = *tx.NewUser(freeName(tx, id))
+			c.Status = tx.Tailnet().Settings.NewUserStatus()
 		} else {
 			c = *u
 		}
@@ -74,7 +75,7 @@ func freeName(tx *state.Tx, id *Identity) string {
 	panic("unreachable: \"user\" is a name")
 }
 
-// maxUserName leaves room for a number; api.checkUserName has the rule for names.
+// maxUserName leaves room for a number, and fits into a line of a list.
 const maxUserName = 50
 
 // userName is s as far as it can be a user's name: lower-case letters, digits, and ". _ -" in between; empty if little is left.
@@ -92,7 +93,7 @@ func userName(s string) string {
 		}
 	}
 	name := strings.Trim(b.String(), "._-")
-	if name == tailnet.TaggedDevicesName || strings.Trim(name, "0123456789") == "" {
+	if tailnet.CheckUserName(name) != nil {
 		return ""
 	}
 	return name

@@ -115,7 +115,7 @@ func (c *cli) configPrint() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := cfg.YAML(origins)
+			text, err := cfg.WithoutSecrets().YAML(origins)
 			if err != nil {
 				return fmt.Errorf("writing the configuration: %w", err)
 			}

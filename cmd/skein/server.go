@@ -22,6 +22,7 @@ import (
 
 	"github.com/skein-vpn/skein/api"
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/auth/oidc"
 	"github.com/skein-vpn/skein/config"
 	"github.com/skein-vpn/skein/control"
 	"github.com/skein-vpn/skein/db"
@@ -52,6 +53,7 @@ type server struct {
 	sources *derp.Sources
 	state   *state.State
 	auth    *auth.Auth
+	oidc    *oidc.Manager
 	control *control.Server
 	relay   *derp.Server // nil: off
 
@@ -341,7 +343,7 @@ func (s *server) openRelay(context.Context) (err error) {
 func (s *server) registered(k key.NodePublic) bool { return s.state.Snapshot().NodeByKey(k) != nil }
 
 // openControl opens what clients talk to.
-func (s *server) openControl(context.Context) error {
+func (s *server) openControl(ctx context.Context) error {
 	noise, err := loadNoiseKey(s.cfg.Noise.PrivateKeyPath)
 	if err != nil {
 		return err
@@ -350,6 +352,9 @@ func (s *server) openControl(context.Context) error {
 		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
 	})
+	if err := s.openOIDC(ctx, noise); err != nil {
+		return err
+	}
 	s.control = control.New(control.Options{
 		State: s.state, Auth: s.auth, NoiseKey: noise, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		Encoder: netmap.New(netmap.Options{
@@ -416,6 +421,7 @@ func (s *server) serve(context.Context) error {
 	}
 	s.goRun(func() { s.sources.Run(run) })
 	s.goRun(func() { s.auth.Run(run) })
+	s.goRun(func() { s.oidc.Run(run) })
 	s.goRun(func() { s.recheckRelay(run) })
 	s.goRun(func() { s.purge(run) })
 	s.goRun(func() { trimMemory(run) })
