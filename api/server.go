@@ -24,6 +24,9 @@
 //	POST   /user/{user}/role                  GET    /sshcheck
 //	                                          POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
 //
+//	GET    /dns                               POST   /dns/records
+//	PATCH  /dns                               DELETE /dns/records ?name=&value=
+//
 //	GET    /policy                            GET    /policy/history ?limit=
 //	PUT    /policy, If-Match                  GET    /policy/version/{version}
 //	POST   /policy/check                      POST   /policy/rollback
@@ -135,7 +138,7 @@ func NewServer(o Options) http.Handler {
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
-		s.policyRoutes(), s.derpRoutes(), s.healthRoutes())
+		s.policyRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.

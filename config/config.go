@@ -177,6 +177,9 @@ type DNS struct {
 
 	SearchDomains []string `key:"search_domains" live:"true"`
 	ExtraRecords  []Record `key:"extra_records" live:"true"`
+
+	// ExtraRecordsPath is a file with more records, JSON, which is followed while the server runs.
+	ExtraRecordsPath string `key:"extra_records_path" path:"true"`
 }
 
 // Nameservers are addresses ("1.1.1.1", "[2606:4700::1111]:53") or DNS-over-HTTPS URLs.

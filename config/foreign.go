@@ -40,7 +40,6 @@ var foreignKeys = map[string]string{
 	"db_user":                        laterPostgres,
 	"db_pass":                        laterPostgres,
 	"db_ssl":                         laterPostgres,
-	"dns.extra_records_path":         later("reading records from a file of their own") + "; dns.extra_records takes them here",
 	"cli.*":                          laterRemote,
 	"cli":                            laterRemote,
 	"node.routes.*":                  "is called routes here: routes.failover_after, routes.restart_grace",

@@ -5,7 +5,6 @@
 package dns
 
 import (
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +12,8 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/dnstype"
 	"tailscale.com/util/dnsname"
+
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // MaxLabel is the longest label DNS allows, in bytes (RFC 1035, 2.3.4).
@@ -49,21 +50,50 @@ func numbered(label string, i int) string {
 	return label + suffix
 }
 
-// Record is an extra record that clients answer themselves.
-type Record struct {
-	Name string
-	Addr netip.Addr // gives an A or an AAAA record
-}
-
 // Settings are the DNS settings of a tailnet. The zero value has no MagicDNS and leaves clients' DNS alone.
 type Settings struct {
 	MagicDNS      bool
 	Base          string // base domain without dots at its ends, such as skein.internal
 	OverrideLocal bool   // Nameservers replace the resolvers of the client's own network
-	Nameservers   []string
-	Split         map[string][]string // suffix → resolvers; with an empty list clients answer it themselves, from Records
+	Nameservers   []tailnet.Resolver
+	Split         map[string][]tailnet.Resolver // suffix → resolvers; with an empty list clients answer it themselves, from Records
 	Search        []string
-	Records       []Record
+	Records       []tailnet.DNSRecord
+}
+
+// With are the settings with what administrators have set put in; s itself if that is nothing.
+func (s *Settings) With(set *tailnet.DNS) *Settings {
+	if set == nil {
+		return s
+	}
+	c := *s
+	if set.MagicDNS != nil {
+		c.MagicDNS = *set.MagicDNS && s.Base != ""
+	}
+	if set.Nameservers != nil {
+		c.Nameservers = set.Nameservers
+	}
+	if set.OverrideLocal != nil {
+		c.OverrideLocal = *set.OverrideLocal
+	}
+	c.OverrideLocal = c.OverrideLocal && len(c.Nameservers) > 0 // else clients would be left without any resolver
+	if set.Split != nil {
+		c.Split = set.Split
+	}
+	if set.Search != nil {
+		c.Search = set.Search
+	}
+	c.Records = slices.Concat(s.Records, set.Records)
+	return &c
+}
+
+// Resolvers are plain resolvers at these addresses.
+func Resolvers(addrs ...string) []tailnet.Resolver {
+	out := make([]tailnet.Resolver, 0, len(addrs))
+	for _, a := range addrs {
+		out = append(out, tailnet.Resolver{Addr: a})
+	}
+	return out
 }
 
 // FQDN is the full name of a node, with the dot at its end (tailcfg.Node.Name).
@@ -104,16 +134,16 @@ func (s *Settings) Config() *tailcfg.DNSConfig {
 }
 
 // nameserversOf is never nil: in tailcfg.DNSConfig.Routes an empty list means "answer it yourself", nil is no statement.
-func nameserversOf(addrs []string) []*dnstype.Resolver {
+func nameserversOf(addrs []tailnet.Resolver) []*dnstype.Resolver {
 	if rs := resolvers(addrs); rs != nil {
 		return rs
 	}
 	return []*dnstype.Resolver{}
 }
 
-func resolvers(addrs []string) (out []*dnstype.Resolver) {
-	for _, a := range addrs {
-		out = append(out, &dnstype.Resolver{Addr: a})
+func resolvers(rs []tailnet.Resolver) (out []*dnstype.Resolver) {
+	for _, r := range rs {
+		out = append(out, &dnstype.Resolver{Addr: r.Addr, UseWithExitNode: r.UseWithExitNode})
 	}
 	return out
 }

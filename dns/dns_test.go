@@ -135,12 +135,12 @@ func TestConfig(t *testing.T) {
 		{"MagicDNS", Settings{MagicDNS: true, Base: "skein.internal"}, `{"Domains":["skein.internal"],"Proxied":true}`},
 		{"search domains", Settings{MagicDNS: true, Base: "skein.internal", Search: []string{"a.example", "skein.internal", "b.example", "a.example"}},
 			`{"Domains":["skein.internal","a.example","b.example"],"Proxied":true}`},
-		{"name servers beside the local ones", Settings{Nameservers: []string{"192.0.2.53"}}, `{"FallbackResolvers":[{"Addr":"192.0.2.53"}]}`},
-		{"instead of them", Settings{Nameservers: []string{"192.0.2.53", "https://dns.example/dns-query"}, OverrideLocal: true},
+		{"name servers beside the local ones", Settings{Nameservers: Resolvers("192.0.2.53")}, `{"FallbackResolvers":[{"Addr":"192.0.2.53"}]}`},
+		{"instead of them", Settings{Nameservers: Resolvers("192.0.2.53", "https://dns.example/dns-query"), OverrideLocal: true},
 			`{"Resolvers":[{"Addr":"192.0.2.53"},{"Addr":"https://dns.example/dns-query"}]}`},
-		{"split", Settings{Split: map[string][]string{"corp.example": {"10.0.0.53"}, "local.example": nil}},
+		{"split", Settings{Split: map[string][]tailnet.Resolver{"corp.example": Resolvers("10.0.0.53"), "local.example": nil}},
 			`{"Routes":{"corp.example":[{"Addr":"10.0.0.53"}],"local.example":[]}}`}, // [] is not null: clients answer it themselves
-		{"records", Settings{Records: []Record{{"a.example", netip.MustParseAddr("10.0.0.1")}, {"a.example", netip.MustParseAddr("fd00::1")}}},
+		{"records", Settings{Records: []tailnet.DNSRecord{{Name: "a.example", Addr: netip.MustParseAddr("10.0.0.1")}, {Name: "a.example", Addr: netip.MustParseAddr("fd00::1")}}},
 			`{"ExtraRecords":[{"Name":"a.example","Type":"A","Value":"10.0.0.1"},{"Name":"a.example","Type":"AAAA","Value":"fd00::1"}]}`},
 	} {
 		c := tc.s.Config()

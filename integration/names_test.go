@@ -16,7 +16,8 @@ import (
 // Names of nodes resolve, asked of the client and by the system's resolver, short and in full, and
 // follow the host name of the machine, or what an administrator says.
 func TestMagicDNS(t *testing.T) {
-	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	file := filepath.Join(t.TempDir(), "records.json")
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{Env: []string{"SKEIN_DNS_EXTRA_RECORDS_PATH=" + file}})
 	mac, nas := n.join(n.Mac), n.join(n.NAS)
 	mac.WaitPeer(soon, "homeDS", nil)
 	want := nas.IP4()
@@ -45,6 +46,31 @@ func TestMagicDNS(t *testing.T) {
 	if addrs, err := n.Mac.Lookup("homeds"); err == nil {
 		t.Errorf("the old name still resolves to %v", addrs)
 	}
+
+	printer := netip.MustParseAddr("192.0.2.7")
+	n.srv.Skein("dns", "records", "add", "printer.lan.example", printer.String())
+	resolves(t, n, "printer.lan.example", printer)
+	n.srv.Skein("dns", "set", "--search", "lan.example")
+	resolves(t, n, "printer", printer)
+	camera := netip.MustParseAddr("192.0.2.8")
+	if err := os.WriteFile(file, []byte(`[{"name": "camera.lan.example", "type": "A", "value": "192.0.2.8"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	resolves(t, n, "camera", camera)
+	n.srv.Skein("dns", "set", "--magic-dns=false")
+	n.Wait(soon, "nas resolves no more", func() (bool, string) {
+		addrs, err := n.Mac.Lookup("nas")
+		return err != nil, strings.Join(texts(addrs), " ")
+	})
+	n.srv.Skein("dns", "reset")
+	resolves(t, n, "nas", want)
+}
+
+func texts(addrs []netip.Addr) (out []string) {
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return out
 }
 
 func resolves(t *testing.T, n *net, name string, want netip.Addr) {

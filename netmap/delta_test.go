@@ -226,7 +226,7 @@ func TestDeltasAreSmall(t *testing.T) {
 		{"a name server", func() {
 			w.update(func(tx *state.Tx) error {
 				s := *last.DNS
-				s.Nameservers = []string{"192.0.2.53"}
+				s.Nameservers = dns.Resolvers("192.0.2.53")
 				tx.SetDNS(&s)
 				return nil
 			})

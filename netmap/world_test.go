@@ -313,7 +313,7 @@ func (w *world) randomChange(t *rapid.T) string {
 	case "dns":
 		s := *sn.DNS
 		s.Base = rapid.SampledFrom([]string{"skein.internal", "skein.internal", "home.example"}).Draw(t, "base")
-		s.Nameservers = subset(t, "nameservers", []string{"192.0.2.53", "2001:db8::53"})
+		s.Nameservers = subset(t, "nameservers", dns.Resolvers("192.0.2.53", "2001:db8::53"))
 		s.MagicDNS = yes
 		w.update(func(tx *state.Tx) error { tx.SetDNS(&s); return nil })
 	case "derp":

@@ -8,6 +8,7 @@ import (
 
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/dns"
 	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/routes"
 	"github.com/skein-vpn/skein/tailnet"
@@ -39,7 +40,8 @@ func (r routers) add(n *tailnet.Node) {
 func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled) *Snapshot {
 	sn := &Snapshot{
 		Seq: prev.Seq + 1, Rev: c.Rev, Tailnet: c.Tailnet,
-		Policy: pol, Text: c.Policy, DNS: prev.DNS, DERP: prev.DERP,
+		Policy: pol, Text: c.Policy, DNS: dnsOf(prev.dnsBase, prev.fileRecords, c.Tailnet.Settings.DNS), dnsBase: prev.dnsBase,
+		fileRecords: prev.fileRecords, DERP: prev.DERP,
 		users: c.Users, keys: c.PreAuthKeys,
 		index: index{
 			byKey:     make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes)),
@@ -87,12 +89,19 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	sn := &Snapshot{
 		Seq: base.Seq + 1, Rev: rev, Tailnet: tx.tailnet,
-		Policy: base.Policy, Text: base.Text, Routes: base.Routes, DNS: base.DNS, DERP: base.DERP,
+		Policy: base.Policy, Text: base.Text, Routes: base.Routes, DNS: base.DNS, dnsBase: base.dnsBase,
+		fileRecords: base.fileRecords, DERP: base.DERP,
 		nodes: base.nodes, users: base.users, keys: base.keys, index: base.index,
 		superseded: make(chan struct{}),
 	}
 	if tx.dns != nil {
-		sn.DNS = tx.dns
+		sn.dnsBase = tx.dns
+	}
+	if tx.records != nil {
+		sn.fileRecords = *tx.records
+	}
+	if set := sn.Tailnet.Settings.DNS; tx.dns != nil || tx.records != nil || set != base.Tailnet.Settings.DNS {
+		sn.DNS = dnsOf(sn.dnsBase, sn.fileRecords, set)
 	}
 	if tx.derp != nil {
 		sn.DERP = tx.derp
@@ -188,6 +197,17 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	}
 	sn.nodes = overlay(base.nodes, changed, func(n *Node) tailnet.NodeID { return n.ID })
 	return sn
+}
+
+// dnsOf puts together what clients are told about names: the configuration's, the records of its file, and what
+// administrators have set.
+func dnsOf(base *dns.Settings, records []tailnet.DNSRecord, set *tailnet.DNS) *dns.Settings {
+	if len(records) > 0 {
+		c := *base
+		c.Records = slices.Concat(base.Records, records)
+		base = &c
+	}
+	return base.With(set)
 }
 
 // elect renews the primaries of the given prefixes.

@@ -239,7 +239,7 @@ func firstDifference(a, b string) string {
 func scratch(c *tailnet.Contents, like *Snapshot) (*Snapshot, routers) {
 	st := &State{}
 	c.Presence = map[tailnet.NodeID]tailnet.Presence{}
-	prev := &Snapshot{Policy: like.Policy, DNS: like.DNS, DERP: like.DERP}
+	prev := &Snapshot{Policy: like.Policy, dnsBase: like.dnsBase, fileRecords: like.fileRecords, DERP: like.DERP}
 	for _, n := range like.nodes {
 		c.Presence[n.ID] = n.Presence()
 		if n.Failing || n.Steady {

@@ -47,7 +47,7 @@ type Snapshot struct {
 	Policy  *policy.Compiled
 	Text    *tailnet.PolicyVersion // that Policy was made from; nil: nobody has set one
 	Routes  *routes.Table
-	DNS     *dns.Settings
+	DNS     *dns.Settings // those of the configuration with those of Tailnet.Settings in
 	DERP    *DERPMaps
 
 	nodes []*Node         // sorted by id
@@ -55,7 +55,9 @@ type Snapshot struct {
 	keys  []*tailnet.PreAuthKey
 
 	index
-	superseded chan struct{}
+	dnsBase     *dns.Settings       // those of the configuration
+	fileRecords []tailnet.DNSRecord // more of them, from a file
+	superseded  chan struct{}
 }
 
 // DERPMaps is the relay map, in the variants that clients of different ages need. It is immutable.

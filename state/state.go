@@ -49,6 +49,7 @@ type Options struct {
 	Tailnet    tailnet.ID // 0: tailnet.DefaultID
 	Addressing Addressing
 	DNS        *dns.Settings
+	Records    []tailnet.DNSRecord // on top of DNS, from a file; see Tx.SetFileRecords
 	DERP       *DERPMaps
 
 	PolicyOptions  policy.Options
@@ -132,7 +133,7 @@ func Open(ctx context.Context, o Options) (*State, error) {
 		lowHost: 1, wake: make(chan struct{}, 1), dirty: map[tailnet.NodeID]struct{}{},
 	}
 	st.policyOptions, st.policyFromFile = o.PolicyOptions, o.PolicyFromFile
-	sn := st.load(c, &Snapshot{DNS: o.DNS, DERP: o.DERP}, st.loadPolicy(ctx, c, o.PolicyFile))
+	sn := st.load(c, &Snapshot{dnsBase: o.DNS, fileRecords: o.Records, DERP: o.DERP}, st.loadPolicy(ctx, c, o.PolicyFile))
 	st.presumed = map[tailnet.NodeID]struct{}{}
 	for _, n := range sn.nodes {
 		if n.Online {
@@ -291,7 +292,7 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 		}
 	}
 	ch := tx.changes()
-	if ch.Empty() && len(tx.presence) == 0 && tx.dns == nil && tx.derp == nil && tx.rules == nil {
+	if ch.Empty() && len(tx.presence) == 0 && tx.dns == nil && tx.records == nil && tx.derp == nil && tx.rules == nil {
 		st.hear(tx)
 		return nil, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -29,8 +30,9 @@ type Tx struct {
 	users    map[tailnet.UserID]*tailnet.User
 	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
 	presence map[tailnet.NodeID]presence
-	dns      *dns.Settings // nil: as before
-	derp     *DERPMaps     // nil: as before
+	dns      *dns.Settings        // nil: as before
+	records  *[]tailnet.DNSRecord // of a file; nil: as before
+	derp     *DERPMaps            // nil: as before
 
 	rules *policy.Compiled       // the new rules, without the changes of this transaction; nil: as before
 	text  *tailnet.PolicyVersion // what rules were made from, if that is to be stored
@@ -84,7 +86,7 @@ func (tx *Tx) run(f func(*Tx) error) (err error) {
 		for _, u := range slices.Backward(tx.undo) {
 			u()
 		}
-		tx.tailnet, tx.dns, tx.derp, tx.rules, tx.text = before.tailnet, before.dns, before.derp, before.rules, before.text
+		tx.tailnet, tx.dns, tx.records, tx.derp, tx.rules, tx.text = before.tailnet, before.dns, before.records, before.derp, before.rules, before.text
 		tx.lowHost, tx.heard = before.lowHost, before.heard
 	}()
 	return f(tx)
@@ -113,6 +115,15 @@ func (tx *Tx) Tailnet() tailnet.Tailnet { return tx.tailnet }
 func (tx *Tx) SetSettings(s tailnet.Settings) error {
 	if err := s.Check(); err != nil {
 		return err
+	}
+	if before := tx.tailnet.Settings.DNS; s.DNS != before {
+		names, err := s.DNS.Normalize()
+		if err != nil {
+			return err
+		}
+		if s.DNS = names; reflect.DeepEqual(names, before) {
+			s.DNS = before
+		}
 	}
 	tx.tailnet.Settings = s
 	return nil
@@ -439,8 +450,23 @@ func (tx *Tx) SetSteady(id tailnet.NodeID) {
 	}
 }
 
-// SetDNS replaces the DNS settings, which come from configuration and are not stored.
+// SetDNS replaces the DNS settings of the configuration, which are not stored. What administrators have set beside them stays
+// in force (tailnet.Settings.DNS).
 func (tx *Tx) SetDNS(s *dns.Settings) { tx.dns = s }
+
+// SetFileRecords replaces the DNS records that come from a file, on top of those of SetDNS, and reports whether they differ from
+// those so far. They are not stored.
+func (tx *Tx) SetFileRecords(rs []tailnet.DNSRecord) (changed bool) {
+	before := tx.base.fileRecords
+	if tx.records != nil {
+		before = *tx.records
+	}
+	if slices.Equal(before, rs) {
+		return false
+	}
+	tx.records = &rs
+	return true
+}
 
 // SetDERP replaces the relay map, which comes from configuration and is not stored.
 func (tx *Tx) SetDERP(m *DERPMaps) { tx.derp = m }

@@ -15,6 +15,8 @@ type Settings struct {
 	// KeyDuration is how long the key of a node lives from the time it logs in. Zero: as the configuration says (node.expiry);
 	// KeyForever: it does not end.
 	KeyDuration time.Duration `json:"keyDuration,omitempty"`
+	// DNS is what was set about names; nil: everything is as the configuration says.
+	DNS *DNS `json:"dns,omitempty"`
 }
 
 // KeyForever is the KeyDuration of keys that do not end.

@@ -31,6 +31,7 @@ import (
 	"github.com/skein-vpn/skein/netmap"
 	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // The seams between packages that do not know each other.
@@ -259,14 +260,20 @@ func dnsSettings(cfg *config.Config) (*dns.Settings, error) {
 	d := cfg.DNS
 	s := &dns.Settings{
 		MagicDNS: d.MagicDNS, Base: strings.Trim(d.BaseDomain, "."), OverrideLocal: d.OverrideLocalDNS,
-		Nameservers: d.Nameservers.Global, Split: d.Nameservers.Split, Search: d.SearchDomains,
+		Nameservers: dns.Resolvers(d.Nameservers.Global...), Search: d.SearchDomains,
+	}
+	for suffix, addrs := range d.Nameservers.Split {
+		if s.Split == nil {
+			s.Split = map[string][]tailnet.Resolver{}
+		}
+		s.Split[suffix] = dns.Resolvers(addrs...)
 	}
 	for _, r := range d.ExtraRecords {
 		a, err := netip.ParseAddr(r.Value)
 		if err != nil {
 			return nil, fmt.Errorf("dns.extra_records: %q is not an address", r.Value)
 		}
-		s.Records = append(s.Records, dns.Record{Name: r.Name, Addr: a})
+		s.Records = append(s.Records, tailnet.DNSRecord{Name: r.Name, Addr: a})
 	}
 	return s, nil
 }
@@ -300,10 +307,16 @@ func (s *server) openState(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	var records []tailnet.DNSRecord
+	if path := s.cfg.DNS.ExtraRecordsPath; path != "" {
+		if records, err = readRecords(path); err != nil {
+			return fmt.Errorf("the DNS records in %s have faults (dns.extra_records_path): %w", path, err)
+		}
+	}
 	st, err := state.Open(ctx, state.Options{
 		PolicyFromFile: s.cfg.Policy.FromFile(), PolicyFile: file,
 		PolicyOptions: policy.Options{CheckURL: strings.TrimRight(s.cfg.ServerURL, "/")},
-		Store:         s.db, DNS: settings, DERP: derpMaps(s.sources.Current()),
+		Store:         s.db, DNS: settings, Records: records, DERP: derpMaps(s.sources.Current()),
 		Addressing: state.Addressing{
 			Prefix4: s.cfg.Prefixes.V4, Prefix6: s.cfg.Prefixes.V6, Random: s.cfg.Prefixes.Allocation == "random",
 		},
@@ -423,6 +436,9 @@ func (s *server) serve(context.Context) error {
 	s.goRun(func() { s.auth.Run(run) })
 	s.goRun(func() { s.oidc.Run(run) })
 	s.goRun(func() { s.recheckRelay(run) })
+	if path := s.cfg.DNS.ExtraRecordsPath; path != "" {
+		s.goRun(func() { s.followRecords(run, path) })
+	}
 	s.goRun(func() { s.purge(run) })
 	s.goRun(func() { trimMemory(run) })
 	s.onClose(func() error {
