@@ -84,6 +84,7 @@ type Auth struct {
 	st  *state.State
 	log *slog.Logger
 
+	pending sync.Mutex // held while a login is made
 	sshMu   sync.Mutex // held while an SSH check is made, so that two questions at once make one
 	wakeMu  sync.Mutex
 	decided chan struct{} // guarded by wakeMu: closed, and made anew, when somebody decides about an SSH check
@@ -114,11 +115,12 @@ func New(o Options) *Auth {
 
 // KeyRequest says what a new pre-auth key may do. Either User or Tags must be set.
 type KeyRequest struct {
-	User      tailnet.UserID
-	Tags      []string
-	Reusable  bool
-	Ephemeral bool
-	Expires   time.Time // zero: never
+	User        tailnet.UserID
+	Tags        []string
+	Reusable    bool
+	Ephemeral   bool
+	Preapproved bool      // its nodes need no approval (tailnet.Settings.DeviceApproval)
+	Expires     time.Time // zero: never
 }
 
 // keyPrefix begins every pre-auth key; secret scanners know the family.
@@ -142,7 +144,7 @@ func (a *Auth) CreatePreAuthKey(ctx context.Context, r KeyRequest) (secret strin
 		}
 		k = tx.NewPreAuthKey()
 		k.Prefix, k.Hash = keyPrefix+shown, sha256.Sum256([]byte(secret))
-		k.Reusable, k.Ephemeral, k.Expires = r.Reusable, r.Ephemeral, r.Expires
+		k.Reusable, k.Ephemeral, k.Preapproved, k.Expires = r.Reusable, r.Ephemeral, r.Preapproved, r.Expires
 		if len(r.Tags) > 0 {
 			k.Tags = sortedUnique(r.Tags)
 		} else {
@@ -198,20 +200,40 @@ func (a *Auth) Login(ctx context.Context, id string) (*tailnet.Login, error) {
 	return l, nil
 }
 
-// CompleteLogin registers the node of a pending login for user. The waiting client comes up by itself.
+// CompleteLogin is Complete by an administrator, which approves the node as well.
 func (a *Auth) CompleteLogin(ctx context.Context, id string, user tailnet.UserID) (tailnet.NodeID, error) {
+	return a.Complete(ctx, id, Completion{User: user, Method: tailnet.RegisteredByCLI, Approved: true})
+}
+
+// Completion is the end of a pending login.
+type Completion struct {
+	User     tailnet.UserID // who will own the node
+	Method   string         // how the person was known, such as tailnet.RegisteredByCLI
+	Approved bool           // an administrator does it: the node needs no further approval
+}
+
+// Complete registers the node of a pending login. The waiting client comes up by itself, or is told that it waits for approval.
+func (a *Auth) Complete(ctx context.Context, id string, c Completion) (tailnet.NodeID, error) {
 	l, err := a.Login(ctx, id)
 	if err != nil {
 		return 0, err
 	}
 	var node *tailnet.Node
-	err = a.st.Update(ctx, "node registered by an administrator", func(tx *state.Tx) error {
-		if tx.User(user) == nil {
-			return tailnet.Errorf(tailnet.NotFound, "there is no namespace with id %d", user)
+	why := "node registered by its user"
+	if c.Approved {
+		why = "node registered by an administrator"
+	}
+	err = a.st.Update(ctx, why, func(tx *state.Tx) error {
+		u := tx.User(c.User)
+		if u == nil {
+			return tailnet.Errorf(tailnet.NotFound, "there is no namespace with id %d", c.User)
+		}
+		if err := u.MayJoin(); err != nil {
+			return err
 		}
 		j := joining{
 			machine: l.MachineKey, key: l.NodeKey, oldKey: l.OldNodeKey, nlKey: l.NLKey, hostinfo: l.Hostinfo, capver: l.Capver,
-			expiry: l.Expiry, ephemeral: l.Ephemeral, user: user, method: tailnet.RegisteredByCLI,
+			expiry: l.Expiry, ephemeral: l.Ephemeral, user: c.User, method: c.Method, approved: c.Approved,
 		}
 		if err := j.tag(tx); err != nil {
 			return err

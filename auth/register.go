@@ -45,7 +45,11 @@ func (a *Auth) Register(ctx context.Context, machine key.MachinePublic, r *tailc
 			return Outcome{NewKey: true}, nil
 		}
 		// A restart: the key it brings, if any, was used when it joined.
-		n, err := a.shorten(ctx, known.Node, r.Expiry)
+		n, err := a.retag(ctx, known.Node, r.Hostinfo)
+		if err != nil {
+			return Outcome{}, err
+		}
+		n, err = a.shorten(ctx, n, r.Expiry)
 		return Outcome{Node: n}, err
 	}
 	if r.Auth != nil && r.Auth.AuthKey != "" {
@@ -109,8 +113,13 @@ func (a *Auth) joinByKey(ctx context.Context, machine key.MachinePublic, r *tail
 		}
 		j := joining{
 			machine: machine, key: r.NodeKey, oldKey: r.OldNodeKey, nlKey: r.NLKey, hostinfo: r.Hostinfo, capver: r.Version,
-			expiry: r.Expiry, ephemeral: r.Ephemeral || k.Ephemeral, user: k.User, tags: k.Tags, preAuth: k.ID,
+			expiry: r.Expiry, ephemeral: r.Ephemeral || k.Ephemeral, user: k.User, tags: k.Tags, preAuth: k.ID, approved: k.Preapproved,
 			signature: r.NodeKeySignature, method: tailnet.RegisteredByKey,
+		}
+		if u := tx.User(k.User); u != nil {
+			if err := u.MayJoin(); err != nil {
+				return err
+			}
 		}
 		if err := j.tag(tx); err != nil {
 			return err
@@ -143,24 +152,83 @@ func (j *joining) tag(tx *state.Tx) error {
 	if j.hostinfo == nil {
 		return nil
 	}
-	for _, t := range sortedUnique(j.hostinfo.RequestTags) {
-		ok := slices.Contains(j.tags, t)
+	if err := mayHave(tx, j.user, j.tags, j.hostinfo.RequestTags); err != nil {
+		return err
+	}
+	j.person = j.user
+	if tags := sortedUnique(append(slices.Clone(j.tags), j.hostinfo.RequestTags...)); len(tags) > 0 {
+		j.tags, j.user = tags, 0
+	}
+	return nil
+}
+
+// mayHave returns nil if the policy lets whoever is user, or if that is 0 has the tags have, give a node the tags want;
+// otherwise a Denied error with the first that it may not.
+func mayHave(tx *state.Tx, user tailnet.UserID, have, want []string) error {
+	for _, t := range sortedUnique(want) {
+		ok := slices.Contains(have, t)
 		switch {
 		case ok:
-		case j.user == 0:
-			ok = tx.Policy().MayRetag(j.tags, t)
+		case user == 0:
+			ok = tx.Policy().MayRetag(have, t)
 		default:
-			u := tx.User(j.user)
+			u := tx.User(user)
 			ok = u != nil && tx.Policy().MayTag(u, t)
 		}
 		if !ok {
 			return tailnet.Errorf(tailnet.Denied, "requested tags [%s] are invalid or not permitted", tailnet.CleanText(t))
 		}
 	}
-	if tags := sortedUnique(append(slices.Clone(j.tags), j.hostinfo.RequestTags...)); len(tags) > 0 {
-		j.tags, j.user = tags, 0
-	}
 	return nil
+}
+
+// retag gives n the tags that its client asks for now, if it asks for others than before, and returns it as it then is.
+func (a *Auth) retag(ctx context.Context, n *tailnet.Node, h *tailcfg.Hostinfo) (*tailnet.Node, error) {
+	if !otherTags(n, h) {
+		return n, nil
+	}
+	err := a.st.Update(ctx, "node asked for other tags", func(tx *state.Tx) error {
+		row := tx.Node(n.ID)
+		if row == nil || row.NodeKey != n.NodeKey || !otherTags(row, h) {
+			return nil
+		}
+		n = row.Clone()
+		if err := Retag(tx, n, h); err != nil {
+			return err
+		}
+		n.Hostinfo = n.Hostinfo.Clone()
+		n.Hostinfo.RequestTags = sortedUnique(h.RequestTags) // answered: asking again for the same changes nothing
+		return tx.PutNode(n)
+	})
+	return n, err
+}
+
+// otherTags reports whether h asks for tags that n does not have and has not asked for before.
+func otherTags(n *tailnet.Node, h *tailcfg.Hostinfo) bool {
+	if h == nil || len(h.RequestTags) == 0 {
+		return false // a node gets rid of its tags by an administrator alone
+	}
+	want := sortedUnique(h.RequestTags)
+	return !slices.Equal(want, n.Tags) && !slices.Equal(want, sortedUnique(n.Hostinfo.RequestTags))
+}
+
+// Retag gives n, a clone whose Hostinfo is still the one before, the tags that h asks for (tailscale up --advertise-tags) if
+// they are others than it asked for before. The owner must be one of each tag's, or its present tags must be; the error is
+// Denied if not, and n is as it was.
+func Retag(tx *state.Tx, n *tailnet.Node, h *tailcfg.Hostinfo) error {
+	if !otherTags(n, h) {
+		return nil
+	}
+	if err := mayHave(tx, n.User, n.Tags, h.RequestTags); err != nil {
+		return err
+	}
+	SetTags(n, sortedUnique(h.RequestTags))
+	return nil
+}
+
+// SetTags makes n, a clone, a node of its tags, which has no user and whose key does not end.
+func SetTags(n *tailnet.Node, tags []string) {
+	n.Tags, n.User, n.Expiry = tags, 0, time.Time{}
 }
 
 // joining is a node on its way in.
@@ -175,19 +243,25 @@ type joining struct {
 	ephemeral bool
 	user      tailnet.UserID // or
 	tags      []string
+	person    tailnet.UserID // who signs in, if it is not a key with tags: the same as user unless the node gets tags
+	approved  bool           // needs no further approval
 	preAuth   tailnet.PreAuthKeyID
 	signature []byte
 	method    string
 }
 
-// existing is the node that this machine has already under the same owner, or nil.
+// existing is the node that this machine has already and that this login goes on with, or nil:
+//
+//   - of the same owner: the one whose key it renews, or else any;
+//   - a tagged node that a person signs in again stays what it is: its tags are not that person's to take away;
+//   - a node of a user that renews its key with a key for tags, or by that same user, becomes a node of the tags.
 func (j *joining) existing(tx *state.Tx) *tailnet.Node {
 	var same *tailnet.Node
 	for _, n := range tx.NodesByMachine(j.machine) {
 		owned := n.Tagged() == (len(j.tags) > 0) && n.User == j.user
-		// A tagged node that a person signs in again stays what it is: its tags are not that person's to take away.
-		renewed := n.Tagged() && len(j.tags) == 0 && j.method == tailnet.RegisteredByCLI
-		if !owned && !renewed {
+		signedIn := n.Tagged() && len(j.tags) == 0 && j.method != tailnet.RegisteredByKey
+		tagged := !n.Tagged() && len(j.tags) > 0 && (j.person == 0 || j.person == n.User)
+		if !owned && !signedIn && !tagged {
 			continue
 		}
 		if n.NodeKey == j.oldKey || n.NodeKey == j.key {
@@ -206,9 +280,6 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 	n := j.existing(tx)
 	if n != nil {
 		n = n.Clone()
-		if n.NodeKey != j.key {
-			n.OldNodeKey = n.NodeKey
-		}
 		SetHostname(tx, n, h.Hostname)
 	} else {
 		var err error
@@ -216,7 +287,7 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 			return nil, err
 		}
 		n.User, n.Tags = j.user, j.tags
-		n.Authorized = true
+		n.Authorized = !tx.Tailnet().Settings.DeviceApproval
 		if err := tx.UsePool(n); err != nil {
 			return nil, err
 		}
@@ -224,26 +295,41 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 	if len(j.tags) > 0 {
 		n.Tags, n.User = j.tags, 0
 	}
-	n.MachineKey, n.NodeKey, n.NLKey = j.machine, j.key, j.nlKey
+	n.Authorized = n.Authorized || j.approved
+	tx.NewKey(n, j.key)
+	n.MachineKey, n.NLKey = j.machine, j.nlKey
 	n.KeySignature = j.signature
 	n.Hostinfo, n.Capver, n.Ephemeral = h, j.capver, j.ephemeral
 	n.RegisterMethod, n.PreAuthKey = j.method, j.preAuth
 	tx.AutoApprove(n)
-	n.Expiry = a.expiry(tx.Now(), n, j.expiry)
+	n.Expiry = a.expiry(tx, n, j.expiry)
 	if err := tx.PutNode(n); err != nil {
 		return nil, err
 	}
 	return n, nil
 }
 
-// expiry is when the key of n ends: never for a tagged node; the client may only ask for less than the tailnet's rule.
-func (a *Auth) expiry(now time.Time, n *tailnet.Node, asked time.Time) time.Time {
-	if n.Tagged() {
+// KeyDuration is how long the key of a node lives from now on in a tailnet with these settings; 0: for ever.
+func (a *Auth) KeyDuration(s tailnet.Settings) time.Duration {
+	switch s.KeyDuration {
+	case 0:
+		return a.o.NodeExpiry
+	case tailnet.KeyForever:
+		return 0
+	}
+	return s.KeyDuration
+}
+
+// expiry is when the key of n ends that begins now: never for a tagged node, or where an administrator said so; the client may
+// only ask for less than the tailnet's rule.
+func (a *Auth) expiry(tx *state.Tx, n *tailnet.Node, asked time.Time) time.Time {
+	if n.Tagged() || n.NeverExpires {
 		return time.Time{}
 	}
+	now := tx.Now()
 	var e time.Time
-	if a.o.NodeExpiry > 0 {
-		e = now.Add(a.o.NodeExpiry)
+	if d := a.KeyDuration(tx.Tailnet().Settings); d > 0 {
+		e = now.Add(d)
 	}
 	if asked.After(now) && (e.IsZero() || asked.Before(e)) {
 		e = asked
@@ -265,6 +351,8 @@ func SetHostname(tx *state.Tx, n *tailnet.Node, hostname string) {
 // pend keeps the request until a person completes it, and returns the id of the login. A client that asks again with the
 // same keys gets the same one.
 func (a *Auth) pend(ctx context.Context, machine key.MachinePublic, r *tailcfg.RegisterRequest, remote string) (string, error) {
+	a.pending.Lock() // so that two requests for one key get one login, and MaxLogins holds
+	defer a.pending.Unlock()
 	if l, err := a.o.Store.LoginByNodeKey(ctx, a.o.Tailnet, r.NodeKey); err != nil {
 		return "", fmt.Errorf("looking for a pending registration: %w", err)
 	} else if l != nil && l.MachineKey == machine && a.o.Now().Sub(l.Created) < a.o.LoginTTL {

@@ -434,7 +434,7 @@ func TestOtherOwner(t *testing.T) {
 	d := newDevice("nas")
 	a := e.in(d.authKey(mine))
 	b := e.in(d.fresh().authKey(others))
-	c := e.in(d.fresh().authKey(tagged))
+	c := e.in(d.forgetful().authKey(tagged)) // another profile: with the key of the one before it would be that one, see TestTagsForAUsersNode
 	if a.ID == b.ID || b.ID == c.ID || b.User != e.other || !c.Tagged() || b.Name != "nas-1" || c.Name != "nas-2" || a.IPv4 == b.IPv4 {
 		t.Errorf("nodes %+v, %+v, %+v", a, b, c)
 	}

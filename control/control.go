@@ -88,9 +88,10 @@ type Server struct {
 	pings   *pings
 
 	mu       sync.Mutex
-	sessions map[tailnet.NodeID]*mapSession // guarded by mu: the stream of each node, one at a time
-	offline  map[tailnet.NodeID]*time.Timer // guarded by mu: nodes whose stream has ended just now
-	closed   bool                           // guarded by mu
+	sessions map[tailnet.NodeID]*mapSession      // guarded by mu: the stream of each node, one at a time
+	offline  map[tailnet.NodeID]*time.Timer      // guarded by mu: nodes whose stream has ended just now
+	gone     map[key.MachinePublic]chan struct{} // guarded by mu: streams of nodes that do not exist, closed by a newer one
+	closed   bool                                // guarded by mu
 }
 
 // New returns a Server that runs until Close.
@@ -110,6 +111,7 @@ func New(o Options) *Server {
 	s := &Server{
 		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(), turns: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		sessions: map[tailnet.NodeID]*mapSession{}, offline: map[tailnet.NodeID]*time.Timer{},
+		gone: map[key.MachinePublic]chan struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.handler = s.inner()

@@ -57,6 +57,7 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 	if n := s.o.State.Snapshot().Node(id); n == nil || applyLite(n.Node, req) == nil {
 		return
 	}
+	var refused error
 	err := s.o.State.Update(r.Context(), "node reported itself", func(tx *state.Tx) error {
 		n := tx.Node(id)
 		if n == nil || n.NodeKey != req.NodeKey {
@@ -69,12 +70,18 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 		if next.DiscoKey != n.DiscoKey {
 			tx.Seen(id)
 		}
+		tagged := n.Clone()
+		if refused = auth.Retag(tx, tagged, req.Hostinfo); refused == nil {
+			next.Tags, next.User, next.Expiry = tagged.Tags, tagged.User, tagged.Expiry
+		}
 		auth.SetHostname(tx, next, next.Hostinfo.Hostname)
 		tx.AutoApprove(next)
 		return tx.PutNode(next)
 	})
 	if err != nil {
 		s.fail(w, r, "storing a node's report", err)
+	} else if refused != nil { // it stays what it is; `tailscale up` is told the same when it logs in
+		s.log.Warn("a node asks for tags that it may not have", "node", id, "err", refused)
 	}
 }
 
@@ -154,19 +161,24 @@ func (ms *mapSession) run(ctx context.Context) error {
 	}
 	keepAlive := time.NewTimer(ms.s.keepAliveIn())
 	defer keepAlive.Stop()
+	seen := sn // sn is what the client knows, seen what was looked at
 	for {
 		select {
-		case <-sn.Superseded():
+		case <-seen.Superseded():
 			next := ms.s.o.State.Snapshot()
 			self := next.Node(ms.viewer.Node)
 			if self == nil {
 				return ms.send(ms.s.o.Encoder.Gone(next, sn.Node(ms.viewer.Node).Node, ms.viewer))
 			}
 			if self.NodeKey != ms.key {
-				return nil // renewed: the client goes on with its new key
+				if self.Shown != ms.key {
+					return nil // renewed: the client goes on with its new key
+				}
+				seen = next // it is about to: until its new stream begins it keeps this one, with what it has been told
+				continue
 			}
 			f, ok = ms.s.o.Encoder.Delta(sn, next, ms.viewer)
-			sn = next
+			sn, seen = next, next
 			if !ok {
 				continue
 			}
@@ -284,7 +296,12 @@ func (s *Server) cameOnline(ctx context.Context, ms *mapSession) error {
 		if n.Capver != capver && capver != 0 {
 			n = n.Clone()
 			n.Capver = capver
-			return tx.PutNode(n)
+			if err := tx.PutNode(n); err != nil {
+				return err
+			}
+		}
+		if n.NodeKey == ms.key {
+			return tx.KeyInUse(id)
 		}
 		return nil
 	})
@@ -328,9 +345,16 @@ func (s *Server) serveGone(w http.ResponseWriter, r *http.Request, k key.NodePub
 	if ms.send(s.o.Encoder.Gone(s.o.State.Snapshot(), n, v)) != nil {
 		return
 	}
+	replaced, done := s.addGone(machine)
+	if replaced == nil {
+		return // it asks again soon, as clients do
+	}
+	defer done()
 	end := time.After(goneStream)
 	for {
 		select {
+		case <-replaced:
+			return
 		case <-time.After(s.keepAliveIn()):
 			if ms.send(netmap.KeepAlive(v)) != nil {
 				return
@@ -339,6 +363,32 @@ func (s *Server) serveGone(w http.ResponseWriter, r *http.Request, k key.NodePub
 			return
 		case <-r.Context().Done():
 			return
+		}
+	}
+}
+
+// maxGone is how many streams are kept for nodes that do not exist: they cost memory, and anybody can ask for one.
+const maxGone = 1000
+
+// addGone keeps the stream of a machine whose node is gone: one for each machine, so that a newer one closes replaced. It is
+// nil if there are too many. done must be called when the stream ends.
+func (s *Server) addGone(machine key.MachinePublic) (replaced chan struct{}, done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.gone[machine]; old != nil {
+		close(old)
+		delete(s.gone, machine)
+	}
+	if len(s.gone) >= maxGone {
+		return nil, nil
+	}
+	replaced = make(chan struct{})
+	s.gone[machine] = replaced
+	return replaced, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.gone[machine] == replaced {
+			delete(s.gone, machine)
 		}
 	}
 }

@@ -280,7 +280,36 @@ func TestUnknownNodeKey(t *testing.T) {
 	}
 }
 
-// A new node key ends the stream of the old one; its client goes on with the new one and keeps its node.
+// A machine has one stream for nodes that are gone, however often it asks; the newest is kept.
+func TestOneGoneStreamForEachMachine(t *testing.T) {
+	ts := newServer(t, nil)
+	a := ts.newClient("stranger")
+	first := a.stream()
+	first.first()
+	second := a.stream()
+	second.first()
+	first.ended()
+	if !second.alive() {
+		t.Error("the newer stream has ended")
+	}
+	ts.control.mu.Lock()
+	for len(ts.control.gone) < maxGone {
+		ts.control.gone[key.NewMachine().Public()] = make(chan struct{})
+	}
+	ts.control.mu.Unlock()
+	b := ts.newClient("one too many").stream()
+	b.first() // it is told all the same
+	b.ended()
+	second.close()
+	ts.control.mu.Lock()
+	defer ts.control.mu.Unlock()
+	if n := len(ts.control.gone); n > maxGone {
+		t.Errorf("%d streams are kept, want %d at the most", n, maxGone)
+	}
+}
+
+// A new node key leaves the stream of the old one alone until its client goes on with the new one; only then peers hear of it.
+// The node is the same.
 func TestRotation(t *testing.T) {
 	ts := newServer(t, nil)
 	a, b := ts.joined("alpha"), ts.joined("beta")
@@ -288,14 +317,30 @@ func TestRotation(t *testing.T) {
 	sa.first()
 	sb.first()
 	old, id := a.node, a.id()
+	ts.until("alpha is online", func(sn *state.Snapshot) bool { return sn.Node(id).Online })
 	r := withKey(ts.authKey(false, false))
 	r.OldNodeKey = old.Public()
 	a.node = key.NewNode()
 	if got := a.register(r); !in(got) || a.id() != id {
 		t.Fatalf("the new key answered %+v, node %d, want %d", got, a.id(), id)
 	}
-	sa.ended()
-	sb.patch("alpha's new key", id, func(p *tailcfg.PeerChange) bool { return p.Key != nil && *p.Key == a.node.Public() })
+	c := ts.joined("gamma")
+	for _, p := range c.stream().first().Peers {
+		if p.ID == id.Tailcfg() && p.Key != old.Public() {
+			t.Error("somebody who joins meanwhile is told alpha's new key already")
+		}
+	}
+	sb.next("gamma", func(m *message) bool {
+		for _, p := range m.PeersChangedPatch {
+			if p.NodeID == id.Tailcfg() && p.Key != nil {
+				t.Error("a peer hears of alpha's new key before alpha uses it")
+			}
+		}
+		return len(m.PeersChanged) > 0 && m.PeersChanged[0].ID == c.id().Tailcfg()
+	})
+	if !sa.alive() {
+		t.Error("the stream of the old key has ended before the new key is used")
+	}
 	stale := *a
 	stale.node = old
 	if status, _, _ := stale.do("POST", "/machine/map", stale.streamRequest()); status != http.StatusConflict {
@@ -304,8 +349,14 @@ func TestRotation(t *testing.T) {
 	if status, _, _ := stale.do("POST", "/machine/map", stale.lite("192.0.2.66:66")); status != http.StatusNotFound {
 		t.Errorf("a report with the old key: status %d, want 404", status)
 	}
-	if m := a.stream().first(); m.Node.ID != id.Tailcfg() || m.Node.Key != a.node.Public() {
+	next := a.stream()
+	if m := next.first(); m.Node.ID != id.Tailcfg() || m.Node.Key != a.node.Public() {
 		t.Errorf("the stream with the new key begins with %+v", m.Node)
+	}
+	sa.ended()
+	sb.patch("alpha's new key", id, func(p *tailcfg.PeerChange) bool { return p.Key != nil && *p.Key == a.node.Public() })
+	if !next.alive() {
+		t.Error("the stream of the new key has ended")
 	}
 }
 

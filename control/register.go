@@ -68,6 +68,9 @@ func (s *Server) serveRegister(w http.ResponseWriter, r *http.Request) {
 func (s *Server) registered(n *tailnet.Node) tailcfg.RegisterResponse {
 	sn := s.o.State.Snapshot()
 	resp := tailcfg.RegisterResponse{MachineAuthorized: n.Authorized}
+	if now := sn.Node(n.ID); now != nil {
+		resp.MachineAuthorized = now.Approved
+	}
 	if u := sn.User(n.Owner()); u != nil {
 		resp.User = tailcfg.User{ID: u.ID.Tailcfg(), DisplayName: u.Title(), Created: u.Created}
 		resp.Login = tailcfg.Login{ID: tailcfg.LoginID(u.ID), LoginName: u.LoginName(), DisplayName: u.Title()}

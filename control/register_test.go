@@ -229,7 +229,7 @@ func TestLogout(t *testing.T) {
 	if n := ts.state.Snapshot().Node(id); n == nil || !n.Expired(time.Now()) {
 		t.Errorf("after the logout the node is %+v", n)
 	}
-	sb.patch("alpha's expiry", id, func(p *tailcfg.PeerChange) bool { return p.KeyExpiry != nil && p.KeyExpiry.Before(time.Now()) })
+	sb.peer("alpha's end", func(n *tailcfg.Node) bool { return n.ID == id.Tailcfg() && n.Expired && n.KeyExpiry.Before(time.Now()) })
 	if r := a.register(tailcfg.RegisterRequest{}); !r.NodeKeyExpired {
 		t.Errorf("coming back with the ended key answered %+v, want NodeKeyExpired", r)
 	}

@@ -205,7 +205,9 @@ func TestDeltasAreSmall(t *testing.T) {
 		{"online", func() { w.update(func(tx *state.Tx) error { tx.SetOnline(peer, true); return nil }) }, []string{"PeersChangedPatch"}},
 		{"own online", func() { w.update(func(tx *state.Tx) error { tx.SetOnline(viewer, true); return nil }) }, nil},
 		{"key", func() { w.edit(peer, func(_ *state.Tx, n *tailnet.Node) { n.NodeKey = key.NewNode().Public() }) }, []string{"PeersChangedPatch"}},
-		{"own key expiry", func() { w.edit(viewer, func(_ *state.Tx, n *tailnet.Node) { n.Expiry = statetest.Epoch }) }, []string{"Node"}},
+		{"own key expiry", func() {
+			w.edit(viewer, func(_ *state.Tx, n *tailnet.Node) { n.Expiry = statetest.Epoch.AddDate(1, 0, 0) })
+		}, []string{"Node"}},
 		{"name", func() { w.edit(peer, func(_ *state.Tx, n *tailnet.Node) { n.Name = "other" }) }, []string{"PeersChanged", "UserProfiles"}},
 		{"hostinfo that is nobody's business", func() {
 			w.edit(peer, func(_ *state.Tx, n *tailnet.Node) {

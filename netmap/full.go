@@ -42,11 +42,11 @@ const (
 type audience struct {
 	class policy.Class
 	user  tailnet.UserID // set if viewers of the class see their own user's devices in particular (autogroup:self)
-	blind bool           // not approved yet: sees nobody
+	blind bool           // takes no part (state.Node.Active): sees nobody
 }
 
 func audienceOf(sn *state.Snapshot, v *state.Node) audience {
-	a := audience{class: v.Class, blind: !v.Authorized}
+	a := audience{class: v.Class, blind: !v.Active()}
 	if sn.Policy.Personal(v.Class) {
 		a.user = v.User
 	}

@@ -35,8 +35,12 @@ func naive(w *world, sn *state.Snapshot, v Viewer) *tailcfg.MapResponse {
 		r.PacketFilters, r.SSHPolicy = sn.Policy.Filters(self.Node, v.Capver), sn.Policy.SSHFor(self.Node)
 	}
 	users := map[tailnet.UserID]bool{self.Owner(): true}
+	member := func(n *state.Node) bool { // in the tailnet, with or without a key that holds
+		u := sn.User(n.User)
+		return n.Authorized && (u == nil || u.Status == tailnet.UserActive)
+	}
 	for _, n := range sn.Nodes() {
-		if n.ID == self.ID || n.DiscoKey.IsZero() || !n.Authorized || !self.Authorized || !sn.Policy.SeesNode(self.Node, n.Node) {
+		if n.ID == self.ID || n.DiscoKey.IsZero() || !member(n) || !member(self) || self.Expired(w.now) || !sn.Policy.SeesNode(self.Node, n.Node) {
 			continue
 		}
 		r.Peers = append(r.Peers, peerNode(sn, n, audienceOf(sn, self)))
@@ -278,7 +282,7 @@ func TestSelfNode(t *testing.T) {
 	})
 	sn := w.snapshot()
 	got := w.enc.selfNode(sn, sn.Node(id))
-	if got.MachineAuthorized || got.Endpoints != nil || got.Online != nil || got.LastSeen != nil || len(got.AllowedIPs) != 3 || len(got.PrimaryRoutes) != 1 {
+	if got.MachineAuthorized || got.Endpoints != nil || got.Online != nil || got.LastSeen != nil || len(got.AllowedIPs) != 2 || len(got.PrimaryRoutes) != 0 {
 		t.Errorf("a node that waits for its approval is shown %s", asText(got))
 	}
 	for _, tc := range []struct {
@@ -292,6 +296,53 @@ func TestSelfNode(t *testing.T) {
 		m := New(tc.o, nil).selfNode(sn, sn.Node(id)).CapMap
 		if len(m) != len(tc.want) || len(tc.want) > 0 && !m.Contains(tc.want[0]) {
 			t.Errorf("%+v gives %v, want %v", tc.o, m, tc.want)
+		}
+	}
+}
+
+// A node whose key has ended is shown as expired, without anything by which it could be reached, and sees nobody. While it
+// is about to use a new key, it is shown with the one before, and itself with the new one.
+func TestKeysOfPeers(t *testing.T) {
+	w, viewer, peer := pairWorld(t)
+	w.update(func(tx *state.Tx) error { tx.SetOnline(peer, true); return nil })
+	w.edit(peer, func(_ *state.Tx, n *tailnet.Node) {
+		n.Hostinfo = &tailcfg.Hostinfo{Hostname: "peer", RoutableIPs: []netip.Prefix{aLAN, exit4, exit6}}
+		n.ApprovedRoutes = []netip.Prefix{exit4, aLAN, exit6}
+	})
+	var old, renewed key.NodePublic
+	w.edit(peer, func(tx *state.Tx, n *tailnet.Node) {
+		old, renewed = n.NodeKey, key.NewNode().Public()
+		tx.NewKey(n, renewed)
+	})
+	sn := w.snapshot()
+	if got := peerNode(sn, sn.Node(peer), audience{}); got.Key != old || got.Expired {
+		t.Errorf("with a new key that is not used yet: %s", asText(got))
+	}
+	if got := w.enc.selfNode(sn, sn.Node(peer)); got.Key != renewed {
+		t.Errorf("itself is told of the key %v, want %v", got.Key, renewed)
+	}
+	w.edit(peer, func(tx *state.Tx, n *tailnet.Node) { n.Expiry = tx.Now() })
+	sn = w.snapshot()
+	got := peerNode(sn, sn.Node(peer), audience{})
+	if !got.Expired || got.Key == old || got.Key == renewed || got.Key.IsZero() || len(got.Endpoints) != 0 || got.HomeDERP != 0 || got.LegacyDERPString != "" ||
+		len(got.AllowedIPs) != 2 || len(got.PrimaryRoutes) != 0 || *got.Online || got.CapMap.Contains(capSuggestExitNode) {
+		t.Errorf("with a key that has ended: %s", asText(got))
+	}
+	if c := w.full(sn, Viewer{Node: peer, Capver: 142}); len(c.peers) != 0 || !c.self.MachineAuthorized || c.self.KeyExpiry.IsZero() {
+		t.Errorf("itself sees %d peers and itself as %s", len(c.peers), asText(c.self))
+	}
+	if c := w.full(sn, Viewer{Node: viewer, Capver: 142}); len(c.peers) != 1 {
+		t.Errorf("others see %d peers, want the expired one", len(c.peers))
+	}
+	w.update(func(tx *state.Tx) error {
+		u := *tx.User(1)
+		u.Status = tailnet.UserSuspended
+		return tx.PutUser(&u)
+	})
+	sn = w.snapshot()
+	for _, id := range []tailnet.NodeID{viewer, peer} {
+		if c := w.full(sn, Viewer{Node: id, Capver: 142}); len(c.peers) != 0 || c.self.MachineAuthorized {
+			t.Errorf("of a suspended user: %d peers, itself %s", len(c.peers), asText(c.self))
 		}
 	}
 }

@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
@@ -48,15 +49,26 @@ type Options struct {
 	RandomizeClientPort bool
 }
 
-// peerNode is n as viewers of an audience are shown it. Only routes differ between audiences.
+// peerNode is n as viewers of an audience are shown it. Only routes differ between audiences. A node whose key has ended is
+// shown as expired, so that people see why it does not answer, without a path and with a key that nobody can use, as clients
+// make of it themselves when their clock says so (ipnlocal.expiryManager.flagExpiredPeers).
 func peerNode(sn *state.Snapshot, n *state.Node, a audience) *tailcfg.Node {
-	out := commonNode(sn, n, sn.Policy.Routes(a.class, n.Node, sn.Carrier))
+	var routes []netip.Prefix
+	if !n.Ended {
+		routes = sn.Policy.Routes(a.class, n.Node, sn.Carrier)
+	}
+	out := commonNode(sn, n, routes)
+	out.Key = n.Shown
 	out.Endpoints = n.Endpoints
+	if n.Ended {
+		out.Expired, out.Key = true, key.NodePublicWithBadOldPrefix(n.Shown)
+		out.Endpoints, out.HomeDERP, out.LegacyDERPString = nil, 0, ""
+	}
 	out.Machine = n.MachineKey
 	out.MachineAuthorized = true
-	online := n.Online
+	online := n.Online && !n.Ended
 	out.Online = &online // never nil: a later nil→true is dropped by clients
-	if !n.Online && !n.LastSeen.IsZero() {
+	if !online && !n.LastSeen.IsZero() {
 		seen := n.LastSeen.UTC().Truncate(time.Second)
 		out.LastSeen = &seen
 	}
@@ -80,7 +92,7 @@ func sameForAll(sn *state.Snapshot, n *state.Node) bool {
 func (e *Encoder) selfNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
 	out := commonNode(sn, n, n.Primary)
 	out.Machine = n.MachineKey
-	out.MachineAuthorized = n.Authorized
+	out.MachineAuthorized = n.Approved
 	out.CapMap = e.selfCaps()
 	for c, v := range sn.Policy.AttrsFor(n.Node) {
 		out.CapMap[c] = v

@@ -191,13 +191,13 @@ func subset[T any](t *rapid.T, label string, vs []T) (out []T) {
 
 // randomChange makes one random change of the world and returns what it was.
 func (w *world) randomChange(t *rapid.T) string {
-	w.now = w.now.Add(time.Duration(rapid.SampledFrom([]int{0, 0, 0, 300, 1000, 90000}).Draw(t, "ms")) * time.Millisecond)
+	w.now = w.now.Add(time.Duration(rapid.SampledFrom([]int{0, 0, 0, 300, 1000, 90000, 3600000}).Draw(t, "ms")) * time.Millisecond)
 	sn := w.st.Snapshot()
 	kinds := []string{"join", "join", "user", "dns", "derp", "policy", "nothing"}
 	if len(sn.Nodes()) > 0 {
 		kinds = append(kinds, "lite", "lite", "lite", "lite", "hostinfo", "rotate", "owner", "rename", "advertise", "advertise", "approve",
 			"approve", "approve", "online", "online", "online", "online", "failing", "steady", "seen", "expire", "delete", "authorize",
-			"signature", "capver", "rename user", "relogin")
+			"signature", "capver", "rename user", "relogin", "status", "renew", "renew", "use key")
 	}
 	kind := rapid.SampledFrom(kinds).Draw(t, "change")
 	id := tailnet.NodeID(0)
@@ -214,6 +214,16 @@ func (w *world) randomChange(t *rapid.T) string {
 	}
 	switch kind {
 	case "nothing":
+	case "status":
+		if us := sn.Users(); len(us) > 0 {
+			u := *us[rapid.IntRange(0, len(us)-1).Draw(t, "user")]
+			u.Status = rapid.SampledFrom([]tailnet.UserStatus{tailnet.UserActive, tailnet.UserActive, tailnet.UserWaiting, tailnet.UserSuspended}).Draw(t, "status")
+			w.update(func(tx *state.Tx) error { return tx.PutUser(&u) })
+		}
+	case "renew": // as auth does
+		w.edit(id, func(tx *state.Tx, n *tailnet.Node) { tx.NewKey(n, key.NewNode().Public()) })
+	case "use key":
+		w.update(func(tx *state.Tx) error { return tx.KeyInUse(id) })
 	case "user":
 		w.user(fmt.Sprint("user-", len(sn.Users())))
 	case "rename user":
@@ -335,6 +345,9 @@ func (w *world) randomChange(t *rapid.T) string {
 	case "policy":
 		p := rapid.SampledFrom(somePolicies).Draw(t, "policy")
 		w.update(func(tx *state.Tx) error { return tx.SetPolicy(p, "tester", "") })
+	}
+	if err := w.st.Tick(ctx); err != nil { // as happens by itself with a clock that runs
+		t.Fatal(err)
 	}
 	return kind
 }

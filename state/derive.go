@@ -48,9 +48,11 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 			byMachine: make(map[key.MachinePublic][]tailnet.NodeID, len(c.Nodes)),
 			byName:    make(map[string]tailnet.NodeID, len(c.Nodes)),
 			byAddr:    make(map[netip.Addr]tailnet.NodeID, 2*len(c.Nodes)),
+			renewing:  map[key.NodePublic]tailnet.NodeID{},
 		},
 		superseded: make(chan struct{}),
 	}
+	now := st.now()
 	st.lowHost = 1
 	st.routers = routers{}
 	was := map[netip.Prefix]tailnet.NodeID{} // primaries so far, for the election
@@ -62,6 +64,11 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 		if old := prev.Node(n.ID); old != nil {
 			e.Online, e.LastSeen, e.Failing, e.Steady = old.Online, old.LastSeen, old.Failing, old.Steady
 			carried = old.Primary
+		}
+		e.judge(sn, now)
+		st.wakeFor(e.turns())
+		if e.Shown != n.NodeKey {
+			sn.renewing[e.Shown] = n.ID
 		}
 		sn.nodes = append(sn.nodes, e)
 		sn.byKey[n.NodeKey] = n.ID
@@ -79,7 +86,7 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 	}
 	sn.Routes = st.elect(routes.NewTable(was), slices.Collect(maps.Keys(st.routers)), func(id tailnet.NodeID) *Node { return sn.Node(id) })
 	for _, e := range sn.nodes {
-		e.Primary = primaryOf(e.Node, sn.Routes)
+		e.Primary = primaryOf(e, sn.Routes)
 	}
 	return sn
 }
@@ -149,6 +156,8 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		changed[id] = &Node{
 			Node: row, Online: p.online, LastSeen: p.lastSeen, Failing: p.failing, Steady: p.steady, Class: sn.Policy.ClassOf(row),
 		}
+		changed[id].judge(sn, tx.now)
+		st.wakeFor(changed[id].turns())
 		prefixes = append(prefixes, row.ActiveRoutes()...)
 		if old == nil || old.Online != p.online {
 			tx.dirty = append(tx.dirty, id)
@@ -190,9 +199,10 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 			}
 		}
 	}
+	sn.renewing = renewing(base, changed)
 	for _, n := range changed {
 		if n != nil {
-			n.Primary = primaryOf(n.Node, sn.Routes)
+			n.Primary = primaryOf(n, sn.Routes)
 		}
 	}
 	sn.nodes = overlay(base.nodes, changed, func(n *Node) tailnet.NodeID { return n.ID })
@@ -219,15 +229,22 @@ func (st *State) elect(prev *routes.Table, prefixes []netip.Prefix, node func(ta
 		}
 		cands[p] = nil
 		for _, r := range st.routers[p] {
-			n := node(r.ID)
-			cands[p] = append(cands[p], routes.Candidate{Node: r.ID, Usable: n.Online && !n.Failing, Steady: n.Steady})
+			if n := node(r.ID); n.Active() { // others carry nothing, however few there are
+				cands[p] = append(cands[p], routes.Candidate{Node: r.ID, Usable: n.usable(), Steady: n.Steady})
+			}
 		}
 	}
 	return routes.Elect(prev, cands)
 }
 
+// usable reports whether a router can carry routes now.
+func (n *Node) usable() bool { return n.Online && !n.Failing && n.Active() }
+
 // primaryOf is what n carries according to t: its primary routes, and its exit routes, which need no election.
-func primaryOf(n *tailnet.Node, t *routes.Table) (out []netip.Prefix) {
+func primaryOf(n *Node, t *routes.Table) (out []netip.Prefix) {
+	if !n.Active() {
+		return nil
+	}
 	for _, p := range n.ActiveRoutes() {
 		if tailnet.IsExitRoute(p) || t.Primary(p) == n.ID {
 			out = append(out, p)

@@ -162,8 +162,8 @@ func describe(sn *Snapshot, r routers) string {
 	for _, n := range sn.nodes {
 		row := n.Node.Clone()
 		row.StableID = ""
-		line("node %d %s online=%v seen=%v failing=%v steady=%v primary=%v", n.ID, text(row),
-			n.Online, n.LastSeen.UTC(), n.Failing, n.Steady, n.Primary)
+		line("node %d %s online=%v seen=%v failing=%v steady=%v primary=%v approved=%v ended=%v shown=%v", n.ID, text(row),
+			n.Online, n.LastSeen.UTC(), n.Failing, n.Steady, n.Primary, n.Approved, n.Ended, n.Shown.ShortString())
 	}
 	if sn.Text != nil {
 		line("policy %s", text(sn.Text))
@@ -236,8 +236,8 @@ func firstDifference(a, b string) string {
 
 // scratch is the snapshot, and the routers, that a restart would make of what the store holds and of the presence in like.
 // Failing and Steady are not kept over a restart; they are taken from like.
-func scratch(c *tailnet.Contents, like *Snapshot) (*Snapshot, routers) {
-	st := &State{}
+func scratch(c *tailnet.Contents, like *Snapshot, now func() time.Time) (*Snapshot, routers) {
+	st := &State{now: now}
 	c.Presence = map[tailnet.NodeID]tailnet.Presence{}
 	prev := &Snapshot{Policy: like.Policy, dnsBase: like.dnsBase, fileRecords: like.fileRecords, DERP: like.DERP}
 	for _, n := range like.nodes {
@@ -293,7 +293,7 @@ func checkScratch(t interface {
 }, st *State, store *statetest.Store) {
 	t.Helper()
 	sn := st.Snapshot()
-	want, r := scratch(store.Contents(), sn)
+	want, r := scratch(store.Contents(), sn, st.now)
 	got := describe(sn, st.routers)
 	if want := describe(want, r); got != want {
 		t.Fatalf("the snapshot is not what a restart would read: %s", firstDifference(got, want))

@@ -205,7 +205,7 @@ func (sn *Snapshot) Carrier(p netip.Prefix, among []tailnet.NodeID) tailnet.Node
 		return primary
 	}
 	for _, id := range among {
-		if n := sn.Node(id); n != nil && n.Online && !n.Failing {
+		if n := sn.Node(id); n != nil && n.usable() {
 			return id
 		}
 	}

@@ -26,7 +26,15 @@ type Node struct {
 	Steady   bool           // usable for so long that it may take back the prefixes it was first to carry
 	Primary  []netip.Prefix // approved routes that it carries now, exit routes among them; sorted
 	Class    policy.Class
+
+	// What follows from its row, its user and the time: see Active.
+	Approved bool           // it may take part: approved where that is asked for, and its user is active
+	Ended    bool           // its key has ended
+	Shown    key.NodePublic // what peers know it under: NodeKey, or for a moment after a renewal OldNodeKey
 }
+
+// Active reports whether the node takes part: others are told about it and it about them, and it may use the relay.
+func (n *Node) Active() bool { return n.Approved && !n.Ended }
 
 // Presence is the node's soft state, as the store keeps it.
 func (n *Node) Presence() tailnet.Presence {
@@ -34,8 +42,8 @@ func (n *Node) Presence() tailnet.Presence {
 }
 
 // Published reports whether peers may be told about the node: a peer without a disco key has no path for good
-// (tailcfg.Node.DiscoKey), and one that is not approved is nobody's peer.
-func (n *Node) Published() bool { return !n.DiscoKey.IsZero() && n.Authorized }
+// (tailcfg.Node.DiscoKey), and one that is not approved is nobody's peer. One whose key has ended is shown as such.
+func (n *Node) Published() bool { return !n.DiscoKey.IsZero() && n.Approved }
 
 // Snapshot is the immutable state of a tailnet. Anybody may keep one for any time and read it without a lock; newer ones
 // do not change it.
@@ -82,6 +90,7 @@ type index struct {
 	byMachine map[key.MachinePublic][]tailnet.NodeID
 	byName    map[string]tailnet.NodeID
 	byAddr    map[netip.Addr]tailnet.NodeID
+	renewing  map[key.NodePublic]tailnet.NodeID // by OldNodeKey, where that is Shown
 }
 
 // Superseded is closed once a newer snapshot is published.
@@ -181,14 +190,14 @@ func (sn *Snapshot) PreAuthKey(id tailnet.PreAuthKeyID) *tailnet.PreAuthKey {
 func (sn *Snapshot) Redundant() (out []*Node) {
 	count := map[netip.Prefix]int{}
 	for _, n := range sn.nodes {
-		if len(n.ApprovedRoutes) > 0 {
+		if len(n.ApprovedRoutes) > 0 && n.Active() {
 			for _, p := range n.ActiveRoutes() {
 				count[p]++
 			}
 		}
 	}
 	for _, n := range sn.nodes {
-		if n.Online && slices.ContainsFunc(n.ActiveRoutes(), func(p netip.Prefix) bool { return count[p] > 1 && !tailnet.IsExitRoute(p) }) {
+		if n.Online && n.Active() && slices.ContainsFunc(n.ActiveRoutes(), func(p netip.Prefix) bool { return count[p] > 1 && !tailnet.IsExitRoute(p) }) {
 			out = append(out, n)
 		}
 	}

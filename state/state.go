@@ -15,7 +15,7 @@
 //
 // Who is online is soft: it is published as a snapshot of its own without a commit, and saved within a second or so.
 // After a start every node is presumed as it was saved until a grace time has passed, so that a restart of the server
-// moves no route.
+// moves no route. What only time changes (a key ends, peers learn a new key) is published the same way, when it happens.
 //
 // # Invariants
 //
@@ -86,7 +86,11 @@ type State struct {
 	routers  routers                     // who offers which prefix
 	presumed map[tailnet.NodeID]struct{} // online as saved, not heard of since the start
 
-	wake    chan struct{} // one slot: there is presence to save
+	wake     chan struct{} // one slot: there is presence to save
+	alarmMu  sync.Mutex
+	alarm    time.Time     // guarded by alarmMu: when time alone changes a node next; zero: never
+	alarmSet chan struct{} // one slot: alarm is earlier than it was
+
 	dirtyMu sync.Mutex
 	dirty   map[tailnet.NodeID]struct{} // guarded by dirtyMu: presence not saved yet
 }
@@ -131,6 +135,7 @@ func Open(ctx context.Context, o Options) (*State, error) {
 		store: o.Store, id: o.Tailnet, addressing: o.Addressing, now: o.Now, log: o.Log,
 		ops: make(chan *op, maxGroup), stop: stop, stopped: run.Done(), gone: make(chan struct{}),
 		lowHost: 1, wake: make(chan struct{}, 1), dirty: map[tailnet.NodeID]struct{}{},
+		alarmSet: make(chan struct{}, 1),
 	}
 	st.policyOptions, st.policyFromFile = o.PolicyOptions, o.PolicyFromFile
 	sn := st.load(c, &Snapshot{dnsBase: o.DNS, fileRecords: o.Records, DERP: o.DERP}, st.loadPolicy(ctx, c, o.PolicyFile))
@@ -143,6 +148,7 @@ func Open(ctx context.Context, o Options) (*State, error) {
 	st.snapshot.Store(sn)
 	st.start(func() { st.write(run) })
 	st.start(func() { st.savePresence(run) })
+	st.start(func() { st.runClock(run) })
 	st.start(func() { st.endGrace(run, o.RestartGrace) })
 	if o.EphemeralTimeout > 0 {
 		st.start(func() { st.reapEphemeral(run, o.EphemeralTimeout) })

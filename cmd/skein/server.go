@@ -352,8 +352,11 @@ func (s *server) openRelay(context.Context) (err error) {
 	return nil
 }
 
-// registered reports whether k is the key of a node of ours.
-func (s *server) registered(k key.NodePublic) bool { return s.state.Snapshot().NodeByKey(k) != nil }
+// registered reports whether k is in use by a node of ours that takes part.
+func (s *server) registered(k key.NodePublic) bool {
+	n := s.state.Snapshot().Using(k)
+	return n != nil && n.Active()
+}
 
 // openControl opens what clients talk to.
 func (s *server) openControl(ctx context.Context) error {
@@ -480,7 +483,7 @@ func (s *server) goRun(f func()) {
 	}()
 }
 
-// recheckRelay cuts relay sessions of nodes that are gone: the relay asks only when a session begins. It looks once a
+// recheckRelay cuts relay sessions of nodes that are gone or take no part any more: the relay asks only when a session begins. It looks once a
 // second at the most.
 func (s *server) recheckRelay(ctx context.Context) {
 	if s.relay == nil || !s.cfg.DERP.Server.VerifyClients {
