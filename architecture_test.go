@@ -18,6 +18,7 @@ const module = "github.com/skein-vpn/skein/"
 // everything but the packages that only cmd may import.
 var allowed = map[string][]string{
 	"tailnet":               {},
+	"remote":                {},
 	"config":                {},
 	"derp":                  {},
 	"policy":                {"tailnet"},
@@ -29,21 +30,21 @@ var allowed = map[string][]string{
 	"netmap":                {"tailnet", "policy", "state", "dns"},
 	"auth":                  {"tailnet", "state"},
 	"auth/oidc":             {"tailnet", "state"},
-	"control":               {"tailnet", "state", "netmap", "auth", "control/h2"},
+	"control":               {"tailnet", "state", "netmap", "auth", "control/h2", "remote"},
 	"control/h2":            {},
-	"api":                   {"tailnet", "policy", "state", "auth"},
+	"api":                   {"tailnet", "policy", "state", "auth", "remote"},
 	"integration":           {"integration/lab"},
 	"integration/lab":       {"api"},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "derp", "db", "config"},
+	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "derp", "db", "config", "remote"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 
 // foreign are packages of others that only some of ours may import.
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
-	"net/http":               {"auth/oidc", "control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"os/exec":                {"cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }

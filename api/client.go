@@ -28,6 +28,7 @@ type Client struct {
 	http *http.Client
 	base string // scheme and host
 	name string // where the server is, for error messages
+	key  string // API key; empty over the unix socket
 }
 
 // NewUnixClient talks to the server that listens on the unix socket at path.
@@ -41,6 +42,24 @@ func NewUnixClient(path string) *Client {
 		base: "http://skein",
 		name: path,
 	}
+}
+
+// NewClient talks to the server at serverURL, which is its URL as clients know it, with an API key. The certificate of an https URL
+// must be one that this machine trusts.
+func NewClient(serverURL, key string) (*Client, error) {
+	u, err := url.Parse(strings.TrimRight(strings.TrimSpace(serverURL), "/"))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+		return nil, tailnet.Errorf(tailnet.Invalid, "%q is not the URL of a server, such as https://skein.example.com", clip(serverURL))
+	}
+	key = strings.TrimSpace(key)
+	switch {
+	case key == "":
+		return nil, tailnet.Errorf(tailnet.Invalid, "an API key is needed for %s", u)
+	case strings.ContainsFunc(key, func(c rune) bool { return c <= ' ' || c > '~' }):
+		return nil, tailnet.Errorf(tailnet.Invalid, "the API key has spaces or foreign letters in it; check that it was copied right")
+	}
+	refuse := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // a key goes where it was meant to go
+	return &Client{http: &http.Client{Timeout: requestTimeout, CheckRedirect: refuse}, base: u.String(), name: u.String(), key: key}, nil
 }
 
 // target is the path of an operation and its query.
@@ -82,6 +101,9 @@ func (c *Client) do(ctx context.Context, method string, t target, in, out any) e
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("Accept", "application/json")
+	if c.key != "" {
+		req.Header.Set("Authorization", "Bearer "+c.key)
+	}
 	res, err := c.http.Do(req)
 	if err != nil {
 		var ue *url.Error
@@ -100,6 +122,9 @@ func (c *Client) do(ctx context.Context, method string, t target, in, out any) e
 	}
 	if res.StatusCode >= http.StatusBadRequest {
 		return errorOf(res.StatusCode, b)
+	}
+	if res.StatusCode >= http.StatusMultipleChoices {
+		return tailnet.Errorf(tailnet.Unavailable, "the server at %s sends its callers elsewhere, to %s: use that URL", c.name, clip(res.Header.Get("Location")))
 	}
 	if out == nil {
 		return nil

@@ -6,11 +6,12 @@ import (
 
 	"tailscale.com/tailcfg"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
 func (s *server) derpRoutes() []route {
-	return []route{{"/derp/map", map[string]handler{http.MethodGet: s.derpMap}}}
+	return []route{{"/derp/map", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.derpMap}}}}
 }
 
 func (s *server) derpMap(*http.Request) (any, error) {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -52,8 +53,8 @@ func BuildVersion(number string) Version {
 
 func (s *server) healthRoutes() []route {
 	return []route{
-		{"/health", map[string]handler{http.MethodGet: s.health}},
-		{"/version", map[string]handler{http.MethodGet: s.version}},
+		{"/health", ops{http.MethodGet: {auth.ScopeNone, s.health}}},
+		{"/version", ops{http.MethodGet: {auth.ScopeNone, s.version}}},
 	}
 }
 

@@ -14,6 +14,14 @@ import (
 type Registrar interface {
 	// CreatePreAuthKey makes a key and returns its secret, which nobody can tell again.
 	CreatePreAuthKey(ctx context.Context, req auth.KeyRequest) (secret string, k *tailnet.PreAuthKey, err error)
+	// CreateAPIKey makes a key for p and returns its secret, which nobody can tell again.
+	CreateAPIKey(ctx context.Context, p *auth.Principal, req auth.APIKeyRequest) (secret string, c *tailnet.Credential, err error)
+	// ExpireCredential, RevokeCredential and DeleteCredential end a key in p's name.
+	ExpireCredential(ctx context.Context, p *auth.Principal, id string) error
+	RevokeCredential(ctx context.Context, p *auth.Principal, id string) error
+	DeleteCredential(ctx context.Context, p *auth.Principal, id string) error
+	// CredentialUses says when keys were used last; those never used are missing.
+	CredentialUses(ctx context.Context) (map[string]time.Time, error)
 	// CompleteLogin lets the node in whose registration waits under loginID. The error is NotFound if there is no such
 	// registration or its time is over.
 	CompleteLogin(ctx context.Context, loginID string, user tailnet.UserID) (tailnet.NodeID, error)
@@ -68,7 +76,7 @@ type LoginList struct {
 }
 
 func (s *server) loginRoutes() []route {
-	return []route{{"/login", map[string]handler{http.MethodGet: s.listLogins}}}
+	return []route{{"/login", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listLogins}}}}
 }
 
 func (s *server) listLogins(r *http.Request) (any, error) {

@@ -12,6 +12,7 @@ import (
 
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -150,13 +151,13 @@ type (
 func (s *server) nodeRoutes() []route {
 	one := "/node/{node}"
 	return []route{
-		{"/node", map[string]handler{http.MethodGet: s.listNodes}},
-		{"/node/register", map[string]handler{http.MethodPost: s.registerNode}},
-		{one, map[string]handler{http.MethodGet: s.getNode, http.MethodDelete: s.deleteNode}},
-		{one + "/expire", map[string]handler{http.MethodPost: s.expireNode}},
-		{one + "/rename/{new}", map[string]handler{http.MethodPost: s.renameNode}},
-		{one + "/tags", map[string]handler{http.MethodPost: s.setTags}},
-		{one + "/user", map[string]handler{http.MethodPost: s.moveNode}},
+		{"/node", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listNodes}}},
+		{"/node/register", ops{http.MethodPost: {auth.ScopeDevices, s.registerNode}}},
+		{one, ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.getNode}, http.MethodDelete: {auth.ScopeDevices, s.deleteNode}}},
+		{one + "/expire", ops{http.MethodPost: {auth.ScopeDevices, s.expireNode}}},
+		{one + "/rename/{new}", ops{http.MethodPost: {auth.ScopeDevices, s.renameNode}}},
+		{one + "/tags", ops{http.MethodPost: {auth.ScopeDevices, s.setTags}}},
+		{one + "/user", ops{http.MethodPost: {auth.ScopeDevices, s.moveNode}}},
 	}
 }
 
@@ -385,6 +386,9 @@ func (s *server) setTags(r *http.Request) (any, error) {
 	}
 	if len(tags) == 0 {
 		return nil, tailnet.Errorf(tailnet.Invalid, "a node without tags needs an owner: move it to a namespace to take its tags away")
+	}
+	if err := auth.PrincipalOf(r.Context()).AllowTags(s.State.Snapshot(), tags); err != nil {
+		return nil, err
 	}
 	return s.changeNode(r, fmt.Sprintf("change tags to %s", strings.Join(tags, ",")), func(tx *state.Tx, n *tailnet.Node) (bool, error) {
 		changed := !slices.Equal(n.Tags, tags)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/tailscale/hujson"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
@@ -221,25 +221,19 @@ type (
 
 func (s *server) policyRoutes() []route {
 	return []route{
-		{"/policy", map[string]handler{http.MethodGet: s.getPolicy, http.MethodPut: s.setPolicy}},
-		{"/policy/check", map[string]handler{http.MethodPost: s.checkPolicy}},
-		{"/policy/diff", map[string]handler{http.MethodPost: s.diffPolicy}},
-		{"/policy/history", map[string]handler{http.MethodGet: s.policyHistory}},
-		{"/policy/version/{version}", map[string]handler{http.MethodGet: s.policyVersion}},
-		{"/policy/rollback", map[string]handler{http.MethodPost: s.rollbackPolicy}},
-		{"/policy/explain", map[string]handler{http.MethodGet: s.explain, http.MethodPost: s.explain}},
+		{"/policy", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.getPolicy}, http.MethodPut: {auth.ScopePolicy, s.setPolicy}}},
+		{"/policy/check", ops{http.MethodPost: {auth.Read(auth.ScopePolicy), s.checkPolicy}}},
+		{"/policy/diff", ops{http.MethodPost: {auth.Read(auth.ScopePolicy), s.diffPolicy}}},
+		{"/policy/history", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.policyHistory}}},
+		{"/policy/version/{version}", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.policyVersion}}},
+		{"/policy/rollback", ops{http.MethodPost: {auth.ScopePolicy, s.rollbackPolicy}}},
+		{"/policy/explain", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.explain}, http.MethodPost: {auth.Read(auth.ScopePolicy), s.explain}}},
 	}
 }
 
 // author is who is written down for a change: who called, on behalf of whom the caller claims to act.
 func (s *server) author(r *http.Request, claimed string) string {
-	caller := "local"
-	if uid, ok := strings.CutPrefix(r.RemoteAddr, peerPrefix); ok {
-		caller = "uid " + uid
-		if u, err := user.LookupId(uid); err == nil && u.Username != "" {
-			caller = u.Username
-		}
-	}
+	caller := auth.PrincipalOf(r.Context()).Name
 	switch claimed {
 	case "", caller:
 		return caller

@@ -74,10 +74,11 @@ type (
 
 func (s *server) preAuthKeyRoutes() []route {
 	return []route{
-		{"/preauthkey", map[string]handler{
-			http.MethodGet: s.listPreAuthKeys, http.MethodPost: s.createPreAuthKey, http.MethodDelete: s.deletePreAuthKey,
+		{"/preauthkey", ops{
+			http.MethodGet: {auth.Read(auth.ScopeAuthKeys), s.listPreAuthKeys}, http.MethodPost: {auth.ScopeAuthKeys, s.createPreAuthKey},
+			http.MethodDelete: {auth.ScopeAuthKeys, s.deletePreAuthKey},
 		}},
-		{"/preauthkey/expire", map[string]handler{http.MethodPost: s.expirePreAuthKey}},
+		{"/preauthkey/expire", ops{http.MethodPost: {auth.ScopeAuthKeys, s.expirePreAuthKey}}},
 	}
 }
 
@@ -130,6 +131,9 @@ func (s *server) createPreAuthKey(r *http.Request) (any, error) {
 		if len(tags) == 0 {
 			kr.User = u.ID
 		}
+	}
+	if err := auth.PrincipalOf(r.Context()).AllowKeyFor(s.State.Snapshot(), kr.User, tags); err != nil {
+		return nil, err
 	}
 	now := s.Now()
 	switch {

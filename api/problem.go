@@ -38,13 +38,14 @@ type kind struct {
 //
 // Exhausted is 429, although waiting alone will not help: gRPC's RESOURCE_EXHAUSTED is mapped so, and tools know it.
 var kinds = map[tailnet.Code]kind{
-	tailnet.Invalid:     {http.StatusBadRequest, 3, "The request is not valid"},
-	tailnet.NotFound:    {http.StatusNotFound, 5, "No such thing"},
-	tailnet.Conflict:    {http.StatusConflict, 6, "The request contradicts what exists"},
-	tailnet.Denied:      {http.StatusForbidden, 7, "Not allowed"},
-	tailnet.Exhausted:   {http.StatusTooManyRequests, 8, "A limit is reached"},
-	tailnet.Unavailable: {http.StatusServiceUnavailable, 14, "Not possible at the moment"},
-	tailnet.Internal:    {http.StatusInternalServerError, 13, "The server failed"},
+	tailnet.Invalid:         {http.StatusBadRequest, 3, "The request is not valid"},
+	tailnet.NotFound:        {http.StatusNotFound, 5, "No such thing"},
+	tailnet.Conflict:        {http.StatusConflict, 6, "The request contradicts what exists"},
+	tailnet.Denied:          {http.StatusForbidden, 7, "Not allowed"},
+	tailnet.Unauthenticated: {http.StatusUnauthorized, 16, "Who calls is not known"},
+	tailnet.Exhausted:       {http.StatusTooManyRequests, 8, "A limit is reached"},
+	tailnet.Unavailable:     {http.StatusServiceUnavailable, 14, "Not possible at the moment"},
+	tailnet.Internal:        {http.StatusInternalServerError, 13, "The server failed"},
 }
 
 // methodError is a path asked with a method that it does not know.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -42,12 +43,12 @@ type (
 
 func (s *server) routeRoutes() []route {
 	return []route{
-		{"/routes", map[string]handler{http.MethodGet: s.listRoutes}},
-		{"/routes/enable", map[string]handler{http.MethodPost: s.routesHandler("enable routes", enableRoutes)}},
-		{"/routes/disable", map[string]handler{http.MethodPost: s.routesHandler("disable routes", disableRoutes)}},
-		{"/routes/exact", map[string]handler{http.MethodPost: s.routesHandler("replace routes", exactRoutes)}},
-		{"/node/{node}/routes", map[string]handler{http.MethodGet: s.listNodeRoutes}},
-		{"/node/{node}/approve_routes", map[string]handler{http.MethodPost: s.approveRoutes}},
+		{"/routes", ops{http.MethodGet: {auth.Read(auth.ScopeRoutes), s.listRoutes}}},
+		{"/routes/enable", ops{http.MethodPost: {auth.ScopeRoutes, s.routesHandler("enable routes", enableRoutes)}}},
+		{"/routes/disable", ops{http.MethodPost: {auth.ScopeRoutes, s.routesHandler("disable routes", disableRoutes)}}},
+		{"/routes/exact", ops{http.MethodPost: {auth.ScopeRoutes, s.routesHandler("replace routes", exactRoutes)}}},
+		{"/node/{node}/routes", ops{http.MethodGet: {auth.Read(auth.ScopeRoutes), s.listNodeRoutes}}},
+		{"/node/{node}/approve_routes", ops{http.MethodPost: {auth.ScopeRoutes, s.approveRoutes}}},
 	}
 }
 

@@ -22,7 +22,9 @@
 //	POST   /node/{node}/tags                  GET    /health
 //	POST   /node/{node}/user                  GET    /version
 //	POST   /user/{user}/role                  GET    /sshcheck
-//	                                          POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
+//	GET    /apikey                            POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
+//	POST   /apikey                            POST   /apikey/expire, /apikey/revoke
+//	DELETE /apikey/{prefix}
 //
 //	GET    /dns                               POST   /dns/records
 //	PATCH  /dns                               DELETE /dns/records ?name=&value=
@@ -41,10 +43,11 @@
 // A policy that is refused has its faults beside the sentence, with line and column; a change of a policy that is not any
 // more what If-Match names fails with 412. The one place that knows HTTP statuses is problem.go; everybody else speaks tailnet.Error.
 //
-// # What is left to others
+// # Who may call
 //
-// Who may call: the handler asks for no credentials and must be mounted on the unix socket only (ListenUnix), where the
-// file's mode decides.
+// Every operation names a scope of auth (ops). With a Gate, a request must bring an API key or an access token, and may do what the
+// role of its user and the scopes of the key allow: 401 if it brings none, 403 if it may not, 429 after too many wrong ones. Without
+// a Gate the handler asks for nothing and must be mounted on the unix socket only (ListenUnix), where the file's mode decides.
 package api
 
 import (
@@ -61,6 +64,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -76,6 +80,8 @@ type Options struct {
 	State   *state.State
 	Auth    Registrar
 	Version string // as /version tells it
+
+	Gate *Gate // who may come in; nil: everybody, as over the unix socket
 
 	// PolicyFile is where the policy is read from, if State has it from a file (state.Options.PolicyFromFile). It is not
 	// changed then. Empty: it is in the database.
@@ -96,7 +102,16 @@ type handler func(r *http.Request) (any, error)
 // route is one path and what its methods do. The first path that matches path and method is taken.
 type route struct {
 	path    string
-	methods map[string]handler
+	methods ops
+}
+
+// ops are the operations at one path, by method.
+type ops map[string]op
+
+// op is one operation and the scope that it asks for (auth.Principal.Allow).
+type op struct {
+	scope string
+	do    handler
 }
 
 // NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
@@ -133,11 +148,11 @@ func NewServer(o Options) http.Handler {
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		s.writeError(w, r, &methodError{method: r.Method, allowed: allowed})
 	})
-	return s.guard(m)
+	return s.guard(s.enter(m))
 }
 
 func (s *server) routes() []route {
-	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
+	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
 		s.policyRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 
@@ -152,6 +167,26 @@ func (s *server) methodsAt(m *mux.Router, r *http.Request) (out []string) {
 		}
 	}
 	return out
+}
+
+// bodyTimeout is how long a stranger may take to send a request.
+const bodyTimeout = time.Minute
+
+// enter is next behind the gate. What is not below Prefix needs no key: there is nothing.
+func (s *server) enter(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.Gate == nil {
+			next.ServeHTTP(w, local(r))
+			return
+		}
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // an HTTP/2 stream may not know it
+		in, err := s.Gate.Enter(w.Header(), r)
+		if err != nil {
+			s.writeError(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, in)
+	})
 }
 
 // guard bounds the body and turns a panic into an answer.
@@ -177,9 +212,13 @@ func (s *server) guard(next http.Handler) http.Handler {
 	})
 }
 
-// serve runs h to its end before it writes anything, so that a failure is never half an answer.
-func (s *server) serve(w http.ResponseWriter, r *http.Request, h handler) {
-	v, err := h(r)
+// serve runs o to its end before it writes anything, so that a failure is never half an answer.
+func (s *server) serve(w http.ResponseWriter, r *http.Request, o op) {
+	var v any
+	err := auth.PrincipalOf(r.Context()).Allow(o.scope)
+	if err == nil {
+		v, err = o.do(r)
+	}
 	if err != nil {
 		s.writeError(w, r, err)
 		return

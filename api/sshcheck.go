@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -46,9 +47,9 @@ type SSHCheckAnswer struct {
 
 func (s *server) sshCheckRoutes() []route {
 	return []route{
-		{"/sshcheck", map[string]handler{http.MethodGet: s.listSSHChecks}},
-		{"/sshcheck/{id}/approve", map[string]handler{http.MethodPost: s.decideSSHCheck(s.Auth.ApproveSSH)}},
-		{"/sshcheck/{id}/deny", map[string]handler{http.MethodPost: s.decideSSHCheck(s.Auth.DenySSH)}},
+		{"/sshcheck", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listSSHChecks}}},
+		{"/sshcheck/{id}/approve", ops{http.MethodPost: {auth.ScopeDevices, s.decideSSHCheck(s.Auth.ApproveSSH)}}},
+		{"/sshcheck/{id}/deny", ops{http.MethodPost: {auth.ScopeDevices, s.decideSSHCheck(s.Auth.DenySSH)}}},
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -84,10 +85,10 @@ type (
 
 func (s *server) userRoutes() []route {
 	return []route{
-		{"/user", map[string]handler{http.MethodGet: s.listUsers, http.MethodPost: s.createUser}},
-		{"/user/{user}", map[string]handler{http.MethodDelete: s.deleteUser}},
-		{"/user/{user}/rename/{new}", map[string]handler{http.MethodPost: s.renameUser}},
-		{"/user/{user}/role", map[string]handler{http.MethodPost: s.setRole}},
+		{"/user", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.listUsers}, http.MethodPost: {auth.ScopeUsers, s.createUser}}},
+		{"/user/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.deleteUser}}},
+		{"/user/{user}/rename/{new}", ops{http.MethodPost: {auth.ScopeUsers, s.renameUser}}},
+		{"/user/{user}/role", ops{http.MethodPost: {auth.ScopeUsers, s.setRole}}},
 	}
 }
 
@@ -222,6 +223,7 @@ func (s *server) setRole(r *http.Request) (any, error) {
 	if req.Role == roleMember {
 		role = tailnet.RoleMember
 	}
+	p := auth.PrincipalOf(r.Context())
 	var changed *tailnet.User
 	err = s.update(r, "make namespace "+found.Name+" "+req.Role, func(tx *state.Tx) error {
 		u, err := userIn(tx, found.ID)
@@ -231,6 +233,11 @@ func (s *server) setRole(r *http.Request) (any, error) {
 		changed = u
 		if u.Role == role {
 			return nil
+		}
+		for _, r := range []tailnet.Role{u.Role, role} {
+			if err := p.AllowRole(r); err != nil {
+				return err
+			}
 		}
 		c := *u
 		c.Role = role
@@ -255,8 +262,13 @@ func (s *server) deleteUser(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := auth.PrincipalOf(r.Context())
 	err = s.update(r, "delete namespace "+u.Name, func(tx *state.Tx) error {
-		if _, err := userIn(tx, u.ID); err != nil {
+		u, err := userIn(tx, u.ID)
+		if err != nil {
+			return err
+		}
+		if err := p.AllowRole(u.Role); err != nil {
 			return err
 		}
 		return tx.DeleteUser(u.ID)

@@ -15,6 +15,10 @@
 // such a session lately, an SSHCheck is kept and the node told to ask again about it; that second question waits until
 // a person decides (ApproveSSH, DenySSH), here or at another server on the same store.
 //
+// # Who may act
+//
+// access.go decides what anybody may do; apikey.go and oauth.go say who sends a request.
+//
 // A machine that joins again keeps its node (id, addresses, name) if the owner is the same, and gets a second one if not.
 // The machine key, proven by Noise, is what makes it the same machine; an old node key alone proves nothing.
 package auth
@@ -55,6 +59,7 @@ type Store interface {
 	CountLogins(ctx context.Context, id tailnet.ID) (int, error)
 
 	SSHStore
+	CredentialStore
 }
 
 // Options is what an Auth is made of. State and Store are required.
@@ -85,6 +90,9 @@ type Auth struct {
 	log *slog.Logger
 
 	pending sync.Mutex // held while a login is made
+	uses uses
+	slow slowHashes
+
 	sshMu   sync.Mutex // held while an SSH check is made, so that two questions at once make one
 	wakeMu  sync.Mutex
 	decided chan struct{} // guarded by wakeMu: closed, and made anew, when somebody decides about an SSH check
@@ -250,15 +258,26 @@ func (a *Auth) Complete(ctx context.Context, id string, c Completion) (tailnet.N
 	return node.ID, nil
 }
 
-// Run removes logins whose time is over and SSH checks that no period can reach back to, until ctx ends.
+// Run removes what has had its time (logins, SSH checks that no period can reach back to, access tokens) and saves when keys were
+// used, until ctx ends.
 func (a *Auth) Run(ctx context.Context) {
 	tick := time.NewTicker(min(a.o.LoginTTL, 10*time.Minute))
 	defer tick.Stop()
+	save := time.NewTicker(usesEvery)
+	defer save.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			defer cancel()
+			a.saveUses(last)
 			return
+		case <-save.C:
+			a.saveUses(ctx)
 		case <-tick.C:
+			if _, err := a.o.Store.DeleteAccessTokensBefore(ctx, a.o.Now()); err != nil && ctx.Err() == nil {
+				a.log.Warn("old access tokens could not be removed", "err", err)
+			}
 			if _, err := a.o.Store.DeleteLoginsBefore(ctx, a.o.Now().Add(-a.o.LoginTTL)); err != nil && ctx.Err() == nil {
 				a.log.Warn("old registrations could not be removed", "err", err)
 			}

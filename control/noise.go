@@ -13,6 +13,7 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/control/h2"
+	"github.com/skein-vpn/skein/remote"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 // After an upgrade the handler returns and the connection goes on by itself, because the goroutine of an HTTP/1 request
 // holds some 20 KB of buffers that nobody needs any more. A WebSocket connection ends with its handler, so that one stays.
 func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
-	remote := remoteAddr(r, s.o.Proxies)
+	remote := remote.Addr(r, s.o.Proxies)
 	if !s.limits.connect(remote) {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "too many connections from this address", http.StatusTooManyRequests)

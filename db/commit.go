@@ -56,6 +56,7 @@ type commit struct {
 	nodes    []nodeRow
 	users    []userRow
 	keys     []preAuthKeyRow
+	creds    []credentialRow
 	policies []policyRow // one at the most
 	revision revisionRow
 	settings string // of ch.Tailnet, if that is set
@@ -71,6 +72,7 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 	c.nodes, errs[0] = makeRows(id, ch.PutNodes, makeNodeRow)
 	c.users, errs[1] = makeRows(id, ch.PutUsers, makeUserRow)
 	c.keys, errs[2] = makeRows(id, ch.PutPreAuthKeys, makePreAuthKeyRow)
+	c.creds, errs[5] = makeRows(id, ch.PutCredentials, makeCredentialRow)
 	c.revision, errs[3] = makeRevisionRow(id, c.rev, ch, at)
 	if ch.PutPolicy != nil {
 		c.policies, errs[4] = makeRows(id, []*tailnet.PolicyVersion{ch.PutPolicy}, makePolicyRow)
@@ -115,6 +117,9 @@ func (c *commit) run(tx *gorm.DB) error {
 		return err
 	}
 	if err := upsert(tx, c.keys); err != nil {
+		return err
+	}
+	if err := upsert(tx, c.creds); err != nil {
 		return err
 	}
 	if err := upsert(tx, c.nodes); err != nil {
@@ -166,6 +171,11 @@ func (c *commit) deletes(tx *gorm.DB) error {
 	}
 	for ids := range slices.Chunk(c.ch.DeletePreAuth, maxIDs) {
 		if err := tx.Exec("DELETE FROM pre_auth_keys WHERE tailnet_id = ? AND id IN ?", c.id, ids).Error; err != nil {
+			return err
+		}
+	}
+	for ids := range slices.Chunk(c.ch.DeleteCredentials, maxIDs) {
+		if err := tx.Exec("DELETE FROM credentials WHERE tailnet_id = ? AND id IN ?", c.id, ids).Error; err != nil {
 			return err
 		}
 	}

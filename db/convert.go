@@ -432,6 +432,10 @@ func makeRevisionRow(id tailnet.ID, rev tailnet.Rev, ch *tailnet.Changes, at tim
 	for i, k := range ch.PutPreAuthKeys {
 		keys[i] = k.ID
 	}
+	creds := make([]string, len(ch.PutCredentials))
+	for i, c := range ch.PutCredentials {
+		creds[i] = c.ID
+	}
 	return revisionRow{
 		TailnetID:          int64(id),
 		Rev:                int64(rev),
@@ -444,6 +448,8 @@ func makeRevisionRow(id tailnet.ID, rev tailnet.Rev, ch *tailnet.Changes, at tim
 		DeletedUsers:       list(f, "deleted_users", ch.DeleteUsers),
 		PutPreAuthKeys:     list(f, "put_pre_auth_keys", keys),
 		DeletedPreAuthKeys: list(f, "deleted_pre_auth_keys", ch.DeletePreAuth),
+		PutCredentials:     list(f, "put_credentials", creds),
+		DeletedCredentials: list(f, "deleted_credentials", ch.DeleteCredentials),
 	}, f.err()
 }
 
@@ -460,6 +466,9 @@ func (r *revisionRow) domain() (*Revision, error) {
 		DeleteUsers:    parseList[tailnet.UserID](f, "deleted_users", r.DeletedUsers),
 		PutPreAuthKeys: parseList[tailnet.PreAuthKeyID](f, "put_pre_auth_keys", r.PutPreAuthKeys),
 		DeletePreAuth:  parseList[tailnet.PreAuthKeyID](f, "deleted_pre_auth_keys", r.DeletedPreAuthKeys),
+
+		PutCredentials:    parseList[string](f, "put_credentials", r.PutCredentials),
+		DeleteCredentials: parseList[string](f, "deleted_credentials", r.DeletedCredentials),
 	}, f.err()
 }
 

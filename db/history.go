@@ -30,6 +30,9 @@ type Revision struct {
 	DeleteUsers    []tailnet.UserID
 	PutPreAuthKeys []tailnet.PreAuthKeyID
 	DeletePreAuth  []tailnet.PreAuthKeyID
+
+	PutCredentials    []string
+	DeleteCredentials []string
 }
 
 // Revisions returns up to limit commits after the Rev given, in order. Old ones may have been purged: a reader who finds that

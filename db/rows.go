@@ -140,6 +140,8 @@ type revisionRow struct {
 	DeletedUsers       *string
 	PutPreAuthKeys     *string
 	DeletedPreAuthKeys *string
+	PutCredentials     *string
+	DeletedCredentials *string
 }
 
 func (revisionRow) TableName() string { return "revisions" }

@@ -42,7 +42,7 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 		Seq: prev.Seq + 1, Rev: c.Rev, Tailnet: c.Tailnet,
 		Policy: pol, Text: c.Policy, DNS: dnsOf(prev.dnsBase, prev.fileRecords, c.Tailnet.Settings.DNS), dnsBase: prev.dnsBase,
 		fileRecords: prev.fileRecords, DERP: prev.DERP,
-		users: c.Users, keys: c.PreAuthKeys,
+		users: c.Users, keys: c.PreAuthKeys, creds: c.Credentials,
 		index: index{
 			byKey:     make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes)),
 			byMachine: make(map[key.MachinePublic][]tailnet.NodeID, len(c.Nodes)),
@@ -98,7 +98,7 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		Seq: base.Seq + 1, Rev: rev, Tailnet: tx.tailnet,
 		Policy: base.Policy, Text: base.Text, Routes: base.Routes, DNS: base.DNS, dnsBase: base.dnsBase,
 		fileRecords: base.fileRecords, DERP: base.DERP,
-		nodes: base.nodes, users: base.users, keys: base.keys, index: base.index,
+		nodes: base.nodes, users: base.users, keys: base.keys, creds: base.creds, index: base.index,
 		superseded: make(chan struct{}),
 	}
 	if tx.dns != nil {
@@ -115,6 +115,7 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	}
 	sn.users = overlay(base.users, tx.users, func(u *tailnet.User) tailnet.UserID { return u.ID })
 	sn.keys = overlay(base.keys, tx.keys, func(k *tailnet.PreAuthKey) tailnet.PreAuthKeyID { return k.ID })
+	sn.creds = overlay(base.creds, tx.creds, func(c *tailnet.Credential) string { return c.ID })
 	sn.byKey = overlayMap(base.byKey, tx.byKey)
 	sn.byName = overlayMap(base.byName, tx.byName)
 	sn.byAddr = overlayMap(base.byAddr, tx.byAddr)

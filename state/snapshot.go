@@ -61,6 +61,7 @@ type Snapshot struct {
 	nodes []*Node         // sorted by id
 	users []*tailnet.User // sorted by id
 	keys  []*tailnet.PreAuthKey
+	creds []*tailnet.Credential // sorted by id
 
 	index
 	dnsBase     *dns.Settings       // those of the configuration

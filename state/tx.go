@@ -29,6 +29,7 @@ type Tx struct {
 	nodes    map[tailnet.NodeID]*tailnet.Node // nil: deleted
 	users    map[tailnet.UserID]*tailnet.User
 	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
+	creds    map[string]*tailnet.Credential
 	presence map[tailnet.NodeID]presence
 	dns      *dns.Settings        // nil: as before
 	records  *[]tailnet.DNSRecord // of a file; nil: as before
@@ -62,6 +63,7 @@ func newTx(st *State, base *Snapshot, now time.Time) *Tx {
 		nodes:     map[tailnet.NodeID]*tailnet.Node{},
 		users:     map[tailnet.UserID]*tailnet.User{},
 		keys:      map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{},
+		creds:     map[string]*tailnet.Credential{},
 		presence:  map[tailnet.NodeID]presence{},
 		byKey:     map[key.NodePublic]tailnet.NodeID{},
 		byMachine: map[key.MachinePublic][]tailnet.NodeID{},
@@ -326,7 +328,7 @@ func (tx *Tx) PutUser(u *tailnet.User) error {
 	return nil
 }
 
-// DeleteUser removes a user that owns nothing.
+// DeleteUser removes a user that has no nodes, and its keys.
 func (tx *Tx) DeleteUser(id tailnet.UserID) error {
 	for _, n := range tx.allNodes() {
 		if n.User == id {
@@ -336,6 +338,11 @@ func (tx *Tx) DeleteUser(id tailnet.UserID) error {
 	for _, k := range tx.PreAuthKeys() {
 		if k.User == id {
 			tx.DeletePreAuthKey(k.ID)
+		}
+	}
+	for _, c := range tx.Credentials() {
+		if c.User == id {
+			tx.DeleteCredential(c.ID)
 		}
 	}
 	put(tx, tx.users, id, nil)
@@ -498,6 +505,13 @@ func (tx *Tx) changes() *tailnet.Changes {
 			ch.PutPreAuthKeys = append(ch.PutPreAuthKeys, k)
 		} else if tx.base.PreAuthKey(id) != nil {
 			ch.DeletePreAuth = append(ch.DeletePreAuth, id)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(tx.creds)) {
+		if c := tx.creds[id]; c != nil {
+			ch.PutCredentials = append(ch.PutCredentials, c)
+		} else if tx.base.Credential(id) != nil {
+			ch.DeleteCredentials = append(ch.DeleteCredentials, id)
 		}
 	}
 	return ch

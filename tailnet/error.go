@@ -9,13 +9,15 @@ import (
 type Code string
 
 const (
-	Invalid     Code = "invalid"     // the request is wrong by itself
-	NotFound    Code = "not_found"   // it names something that does not exist
-	Conflict    Code = "conflict"    // it contradicts what exists
-	Denied      Code = "denied"      // the caller may not do it
-	Exhausted   Code = "exhausted"   // a limit or a pool is used up
-	Unavailable Code = "unavailable" // it cannot be done now, but later perhaps
-	Internal    Code = "internal"    // our fault
+	Invalid  Code = "invalid"   // the request is wrong by itself
+	NotFound Code = "not_found" // it names something that does not exist
+	Conflict Code = "conflict"  // it contradicts what exists
+	Denied   Code = "denied"    // the caller may not do it
+	// Unauthenticated: who calls is not known; with a credential that is good it might be allowed.
+	Unauthenticated Code = "unauthenticated"
+	Exhausted       Code = "exhausted"   // a limit or a pool is used up
+	Unavailable     Code = "unavailable" // it cannot be done now, but later perhaps
+	Internal        Code = "internal"    // our fault
 )
 
 // Error has two faces: a code and a sentence that any caller may see, and a cause for the log.

@@ -322,6 +322,9 @@ type Changes struct {
 	DeletePreAuth  []PreAuthKeyID
 	PutPolicy      *PolicyVersion // nil: the policy stays
 
+	PutCredentials    []*Credential
+	DeleteCredentials []string
+
 	Why  []string  // one entry per change that was grouped into this commit
 	When time.Time // of the commit
 }
@@ -329,7 +332,7 @@ type Changes struct {
 // Empty reports whether there is nothing to commit.
 func (c *Changes) Empty() bool {
 	return c.Tailnet == nil && c.PutPolicy == nil && len(c.PutNodes)+len(c.DeleteNodes)+len(c.PutUsers)+len(c.DeleteUsers)+
-		len(c.PutPreAuthKeys)+len(c.DeletePreAuth) == 0
+		len(c.PutPreAuthKeys)+len(c.DeletePreAuth)+len(c.PutCredentials)+len(c.DeleteCredentials) == 0
 }
 
 // Contents is everything a tailnet holds at one Rev, as the store reads it at start.
@@ -339,6 +342,7 @@ type Contents struct {
 	Nodes       []*Node // sorted by id
 	Users       []*User // sorted by id
 	PreAuthKeys []*PreAuthKey
+	Credentials []*Credential       // sorted by id
 	Policy      *PolicyVersion      // the newest; nil if none was ever set
 	Presence    map[NodeID]Presence // as saved last
 }

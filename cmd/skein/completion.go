@@ -78,6 +78,19 @@ func (c *cli) completeKeys(cmd *cobra.Command, args []string, _ string) ([]cobra
 	})
 }
 
+func (c *cli) completeAPIKeys(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		keys, err := cl.ListAPIKeys(ctx)
+		for _, k := range keys {
+			out = append(out, cobra.CompletionWithDesc(k.Prefix, k.Description))
+		}
+		return out, err
+	})
+}
+
 // completeLogins suggests the registrations that wait.
 func (c *cli) completeLogins(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {

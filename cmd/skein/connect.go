@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +25,13 @@ import (
 // socketName is the socket's name in the data folder.
 const socketName = "skein.sock"
 
-// envSocket names the socket where --socket does not.
-const envSocket = "SKEIN_SOCKET"
+// What stands in for flags that are not given.
+const (
+	envSocket     = "SKEIN_SOCKET"
+	envServer     = "SKEIN_SERVER"
+	envAPIKey     = "SKEIN_API_KEY"
+	envAPIKeyFile = "SKEIN_API_KEY_FILE"
+)
 
 // dialTimeout is how long a server on this machine may take to accept.
 const dialTimeout = 5 * time.Second
@@ -44,7 +52,18 @@ func newSocketHelp() *cobra.Command {
 and, if none is given, by the first of these that a server answers at:
 
   ./skein-data/skein.sock
-  /var/lib/skein/skein.sock`,
+  /var/lib/skein/skein.sock
+
+A server on another machine is found by its URL, given by --server URL or SKEIN_SERVER in the environment; --socket and --data-dir
+contradict it. That needs an API key ("skein apikeys create" on the server makes one), given by the first of
+
+  --api-key KEY
+  --api-key-file FILE
+  SKEIN_API_KEY in the environment
+  SKEIN_API_KEY_FILE in the environment, the name of a file
+
+A key sent to an http:// URL can be read on the way: use https:// unless the way is safe. SSL_CERT_FILE names further certificates
+to trust.`,
 	}
 }
 
@@ -100,8 +119,67 @@ func (c *cli) configSocket() (*candidate, error) {
 	return nil, nil
 }
 
-// client is a client of the server that answers first. The error names every place that was tried.
+// maxKeyFile is how many bytes of a file with an API key are read.
+const maxKeyFile = 4096
+
+// remoteKey is the API key for a server elsewhere.
+func (c *cli) remoteKey() (string, error) {
+	file := c.keyFile
+	switch {
+	case c.apiKey != "":
+		return c.apiKey, nil
+	case file != "":
+	case os.Getenv(envAPIKey) != "":
+		return os.Getenv(envAPIKey), nil
+	default:
+		file = os.Getenv(envAPIKeyFile)
+	}
+	if file == "" {
+		return "", usagef("a server elsewhere needs an API key: --api-key-file, or %s in the environment", envAPIKey)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return "", fmt.Errorf("the API key cannot be read: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
+	if err != nil {
+		return "", fmt.Errorf("the API key cannot be read: %w", err)
+	}
+	key := strings.TrimSpace(string(b))
+	if key == "" {
+		return "", fmt.Errorf("the file %s holds no API key", file)
+	}
+	return key, nil
+}
+
+// remoteClient is a client of the server at url.
+func (c *cli) remoteClient(server string) (*api.Client, error) {
+	key, err := c.remoteKey()
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(server)
+	if err == nil && u.Scheme == "http" {
+		if a, err := netip.ParseAddr(u.Hostname()); u.Hostname() != "localhost" && (err != nil || !a.IsLoopback()) {
+			fmt.Fprintf(c.errOut, "Warning: the API key goes to %s unencrypted.\n", server)
+		}
+	}
+	return api.NewClient(server, key)
+}
+
+// client is a client of the server that is named by its URL, or else of the one that answers first. The error names every place that
+// was tried.
 func (c *cli) client() (*api.Client, error) {
+	if c.server != "" && (c.socket != "" || c.dataDir != "") {
+		return nil, usagef("--server names a server elsewhere, --socket and --data-dir one on this machine: give one of them")
+	}
+	if c.server != "" {
+		return c.remoteClient(c.server)
+	}
+	if server := os.Getenv(envServer); server != "" && c.socket == "" && c.dataDir == "" {
+		return c.remoteClient(server)
+	}
 	places, err := c.sockets()
 	if err != nil {
 		return nil, err

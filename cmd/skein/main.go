@@ -44,6 +44,9 @@ type cli struct {
 
 	config  string
 	socket  string
+	server  string
+	apiKey  string
+	keyFile string
 	dataDir string
 	output  string
 	yes     bool
@@ -86,8 +89,8 @@ func newRootCommand(c *cli) *cobra.Command {
 		Short: "A coordination server for Tailscale clients",
 		Long: `skein is a self-hosted coordination server for stock Tailscale clients.
 
-"skein serve" runs the server. All other commands ask the running server over its unix socket, so run them on the same
-machine, as a user who may open the socket.`,
+"skein serve" runs the server. All other commands ask the running server: over its unix socket, if you run them on the same
+machine as a user who may open the socket, or from anywhere with --server and an API key.`,
 		Example: `  skein serve                                    # start the server
   skein namespaces create junyao                 # make somebody who owns nodes
   skein preauthkeys create -n junyao             # a key for: tailscale up --login-server URL --auth-key KEY
@@ -107,6 +110,9 @@ machine, as a user who may open the socket.`,
 	f := root.PersistentFlags()
 	f.StringVarP(&c.config, "config", "c", "", "configuration `FILE` of the server")
 	f.StringVar(&c.socket, "socket", "", "unix socket of the server, a `PATH` (default: see \"skein help socket\")")
+	f.StringVar(&c.server, "server", "", "`URL` of a server elsewhere, as its clients know it; needs an API key (see \"skein help socket\")")
+	f.StringVar(&c.apiKey, "api-key", "", "API `KEY` for --server; others on this machine can see it, SKEIN_API_KEY and --api-key-file are better")
+	f.StringVar(&c.keyFile, "api-key-file", "", "`FILE` that holds the API key for --server")
 	f.StringVar(&c.dataDir, "data-dir", "", "data `DIR` of the server; its socket is DIR/"+socketName)
 	f.StringVarP(&c.output, "output", "o", "", "print as `FORMAT` instead of a table: json, yaml or json-line")
 	f.BoolVarP(&c.yes, "yes", "y", false, "do not ask before something is destroyed")
@@ -119,6 +125,7 @@ machine, as a user who may open the socket.`,
 		newNodesCommand(c),
 		newRoutesCommand(c),
 		newPreAuthKeysCommand(c),
+		newAPIKeysCommand(c),
 		newPolicyCommand(c),
 		newDNSCommand(c),
 		newAuthCommand(c),

@@ -61,6 +61,7 @@ type server struct {
 	listeners   []net.Listener // of the main port and, if it could be had, of the fallback port
 	fallbackErr error          // why the fallback port is not open; nil if it is
 	public      *http.Server
+	apiHandler  http.Handler // of the public server, for who has a key
 	socket      net.Listener
 	metricsAddr net.Listener // nil: off
 
@@ -418,6 +419,9 @@ func loadNoiseKey(path string) (k key.MachinePrivate, err error) {
 
 // serve starts the servers and what runs beside them.
 func (s *server) serve(context.Context) error {
+	o := s.apiOptions()
+	o.Gate = api.NewGate(s.auth, s.cfg.TrustedProxies, nil)
+	s.apiHandler = api.NewServer(o)
 	s.public = &http.Server{
 		Handler: s.publicHandler(), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
@@ -530,6 +534,7 @@ func (s *server) publicHandler() http.Handler {
 			r.Handle(p, s.relay.Handler())
 		}
 	}
+	r.PathPrefix(api.Prefix + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
 	r.HandleFunc("/health", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.db.Health(r.Context()); err != nil {

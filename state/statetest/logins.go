@@ -12,11 +12,13 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-// Logins keeps pending logins and SSH checks in memory: an auth.Store. The zero value is ready.
+// Logins keeps pending logins, SSH checks and access tokens in memory: an auth.Store. The zero value is ready.
 type Logins struct {
 	mu     sync.Mutex
 	logins []*tailnet.Login
 	checks []*tailnet.SSHCheck
+	uses   map[string]time.Time
+	tokens map[[32]byte]*tailnet.AccessToken
 	err    error
 }
 

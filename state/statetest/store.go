@@ -62,6 +62,7 @@ type contents struct {
 	nodes    map[tailnet.NodeID]*tailnet.Node
 	users    map[tailnet.UserID]*tailnet.User
 	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
+	creds    map[string]*tailnet.Credential
 	presence map[tailnet.NodeID]tailnet.Presence
 	policies []*tailnet.PolicyVersion // oldest first
 }
@@ -77,6 +78,7 @@ func NewWith(c *tailnet.Contents) *Store {
 	s.c = contents{
 		rev: c.Rev, tailnet: c.Tailnet, presence: maps.Clone(c.Presence),
 		nodes: map[tailnet.NodeID]*tailnet.Node{}, users: map[tailnet.UserID]*tailnet.User{}, keys: map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{},
+		creds: map[string]*tailnet.Credential{},
 	}
 	if s.c.presence == nil {
 		s.c.presence = map[tailnet.NodeID]tailnet.Presence{}
@@ -90,6 +92,9 @@ func NewWith(c *tailnet.Contents) *Store {
 	}
 	for _, k := range c.PreAuthKeys {
 		s.c.keys[k.ID] = copyOf(k)
+	}
+	for _, k := range c.Credentials {
+		s.c.creds[k.ID] = copyOf(k)
 	}
 	if c.Policy != nil {
 		s.c.policies = append(s.c.policies, copyOf(c.Policy))
@@ -196,6 +201,9 @@ func (c *contents) copy() *tailnet.Contents {
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.keys)) {
 		out.PreAuthKeys = append(out.PreAuthKeys, copyOf(c.keys[id]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.creds)) {
+		out.Credentials = append(out.Credentials, copyOf(c.creds[id]))
 	}
 	if len(c.policies) > 0 {
 		out.Policy = copyOf(c.policies[len(c.policies)-1])
@@ -304,7 +312,7 @@ func (s *Store) Intrude(f func(c *tailnet.Contents) *tailnet.Changes) tailnet.Re
 func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, error) {
 	next := contents{
 		rev: s.c.rev + 1, tailnet: s.c.tailnet, nodes: s.c.nodes, users: s.c.users, keys: s.c.keys, presence: s.c.presence,
-		policies: s.c.policies,
+		policies: s.c.policies, creds: s.c.creds,
 	}
 	if ch.Empty() {
 		return 0, errors.New("statetest: an empty commit")
@@ -327,6 +335,9 @@ func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, er
 	for _, id := range ch.DeletePreAuth {
 		delete(next.keys, id)
 	}
+	for _, id := range ch.DeleteCredentials {
+		delete(next.creds, id)
+	}
 	for _, id := range ch.DeleteUsers {
 		delete(next.users, id)
 	}
@@ -335,6 +346,9 @@ func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, er
 	}
 	for _, k := range ch.PutPreAuthKeys {
 		next.keys[k.ID] = copyOf(k)
+	}
+	for _, k := range ch.PutCredentials {
+		next.creds[k.ID] = copyOf(k)
 	}
 	for _, n := range ch.PutNodes {
 		next.nodes[n.ID] = copyNode(n)

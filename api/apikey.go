@@ -1,0 +1,197 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// DefaultAPIKeyLife is how long an API key lives if its maker does not say.
+const DefaultAPIKeyLife = 90 * 24 * time.Hour
+
+// APIKey lets a program use this API. The keys down to LastSeen are headscale's, the rest is ours.
+type APIKey struct {
+	ID         string     `json:"id"`
+	Prefix     string     `json:"prefix"` // the same as ID: the part of the key that may be shown
+	Expiration *time.Time `json:"expiration"`
+	CreatedAt  *time.Time `json:"createdAt"`
+	LastSeen   *time.Time `json:"lastSeen"` // used last, to within a minute or so; null: never
+
+	User        *User      `json:"user"` // null: the server's administrator
+	Scopes      []string   `json:"scopes"`
+	Description string     `json:"description"`
+	RevokedAt   *time.Time `json:"revokedAt"`
+	Usable      bool       `json:"usable"`
+}
+
+// Namespace is the name of the user for whom the key acts; empty for the server's administrator.
+func (k *APIKey) Namespace() string {
+	if k.User == nil {
+		return ""
+	}
+	return k.User.Name
+}
+
+func apiKeyJSON(sn *state.Snapshot, c *tailnet.Credential, used time.Time, now time.Time) *APIKey {
+	out := &APIKey{
+		ID: c.ID, Prefix: c.ID, Expiration: timestamp(c.Expires), CreatedAt: timestamp(c.Created), LastSeen: timestamp(used),
+		Scopes: list(c.Scopes), Description: c.Description, RevokedAt: timestamp(c.Revoked), Usable: c.Ended(now) == nil,
+	}
+	if c.User != 0 {
+		u := sn.User(c.User)
+		out.User = userOf(sn, c.User)
+		out.Usable = out.Usable && auth.Active(u) == nil
+	}
+	return out
+}
+
+type (
+	// APIKeyList is the answer to ListAPIKeys.
+	APIKeyList struct {
+		APIKeys []*APIKey `json:"apiKeys"`
+	}
+	// CreateAPIKeyRequest makes a key. It acts for User, or, if that is empty, for whom its maker acts. Scopes are all of its maker's
+	// if there are none.
+	CreateAPIKeyRequest struct {
+		Expiration  *time.Time `json:"expiration,omitempty"` // null: after DefaultAPIKeyLife; the zero time: never
+		User        Ref        `json:"user,omitempty"`
+		Scopes      []string   `json:"scopes,omitempty"`
+		Description string     `json:"description,omitempty"`
+	}
+	// CreateAPIKeyAnswer has the key's secret, this once.
+	CreateAPIKeyAnswer struct {
+		APIKey string  `json:"apiKey"`
+		Key    *APIKey `json:"key"`
+	}
+	// ExpireAPIKeyRequest names a key by its id, or by the key itself.
+	ExpireAPIKeyRequest struct {
+		Prefix string `json:"prefix"`
+		ID     Ref    `json:"id,omitempty"` // the same
+	}
+)
+
+func (s *server) apiKeyRoutes() []route {
+	return []route{
+		{"/apikey", ops{http.MethodGet: {auth.Read(auth.ScopeAPIKeys), s.listAPIKeys}, http.MethodPost: {auth.ScopeAPIKeys, s.createAPIKey}}},
+		{"/apikey/expire", ops{http.MethodPost: {auth.ScopeAPIKeys, s.endAPIKey(s.Auth.ExpireCredential)}}},
+		{"/apikey/revoke", ops{http.MethodPost: {auth.ScopeAPIKeys, s.endAPIKey(s.Auth.RevokeCredential)}}},
+		{"/apikey/{prefix}", ops{http.MethodDelete: {auth.ScopeAPIKeys, s.deleteAPIKey}}},
+	}
+}
+
+func (s *server) listAPIKeys(r *http.Request) (any, error) {
+	used, err := s.Auth.CredentialUses(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	sn := s.State.Snapshot()
+	out := APIKeyList{APIKeys: []*APIKey{}}
+	for _, c := range sn.Credentials() {
+		if c.Kind == tailnet.APIKey {
+			out.APIKeys = append(out.APIKeys, apiKeyJSON(sn, c, used[c.ID], s.Now()))
+		}
+	}
+	return out, nil
+}
+
+// ListAPIKeys are all API keys, ended ones among them.
+func (c *Client) ListAPIKeys(ctx context.Context) ([]*APIKey, error) {
+	var out APIKeyList
+	err := c.do(ctx, http.MethodGet, c.path("apikey"), nil, &out)
+	return out.APIKeys, err
+}
+
+func (s *server) createAPIKey(r *http.Request) (any, error) {
+	var req CreateAPIKeyRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	now := s.Now()
+	kr := auth.APIKeyRequest{Scopes: req.Scopes, Description: req.Description}
+	switch {
+	case req.Expiration == nil:
+		kr.Expires = now.Add(DefaultAPIKeyLife)
+	case !req.Expiration.IsZero():
+		kr.Expires = req.Expiration.UTC()
+	}
+	sn := s.State.Snapshot()
+	if req.User != "" {
+		u, err := findUser(sn, req.User)
+		if err != nil {
+			return nil, err
+		}
+		kr.User = u.ID
+	}
+	secret, c, err := s.Auth.CreateAPIKey(r.Context(), auth.PrincipalOf(r.Context()), kr)
+	if err != nil {
+		return nil, err
+	}
+	return CreateAPIKeyAnswer{secret, apiKeyJSON(sn, c, time.Time{}, now)}, nil
+}
+
+// CreateAPIKey makes a key. Its secret is in the answer and never again.
+func (c *Client) CreateAPIKey(ctx context.Context, req CreateAPIKeyRequest) (*CreateAPIKeyAnswer, error) {
+	out := new(CreateAPIKeyAnswer)
+	err := c.do(ctx, http.MethodPost, c.path("apikey"), req, out)
+	return out, err
+}
+
+// apiKeyID is the id of the API key that ref names: by its id, or by the key itself.
+func (s *server) apiKeyID(ref string) (string, error) {
+	if ref == "" {
+		return "", tailnet.Errorf(tailnet.Invalid, "no API key is given: name it by its prefix, which the list shows")
+	}
+	id := auth.CredentialIDOf(ref)
+	if c := s.State.Snapshot().Credential(id); c == nil || c.Kind != tailnet.APIKey {
+		return "", tailnet.Errorf(tailnet.NotFound, "there is no API key %q", clip(id))
+	}
+	return id, nil
+}
+
+func (s *server) endAPIKey(end func(ctx context.Context, p *auth.Principal, id string) error) handler {
+	return func(r *http.Request) (any, error) {
+		var req ExpireAPIKeyRequest
+		if err := readJSON(r, &req); err != nil {
+			return nil, err
+		}
+		if req.Prefix == "" {
+			req.Prefix = string(req.ID)
+		}
+		id, err := s.apiKeyID(req.Prefix)
+		if err != nil {
+			return nil, err
+		}
+		return Empty{}, end(r.Context(), auth.PrincipalOf(r.Context()), id)
+	}
+}
+
+// ExpireAPIKey ends a key as if its time were over.
+func (c *Client) ExpireAPIKey(ctx context.Context, prefix string) error {
+	return c.do(ctx, http.MethodPost, c.path("apikey", "expire"), ExpireAPIKeyRequest{Prefix: prefix}, nil)
+}
+
+// RevokeAPIKey ends a key for good.
+func (c *Client) RevokeAPIKey(ctx context.Context, prefix string) error {
+	return c.do(ctx, http.MethodPost, c.path("apikey", "revoke"), ExpireAPIKeyRequest{Prefix: prefix}, nil)
+}
+
+func (s *server) deleteAPIKey(r *http.Request) (any, error) {
+	ref, err := pathVar(r, "prefix")
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.apiKeyID(ref)
+	if err != nil {
+		return nil, err
+	}
+	return Empty{}, s.Auth.DeleteCredential(r.Context(), auth.PrincipalOf(r.Context()), id)
+}
+
+// DeleteAPIKey removes a key from the list; it ends with that.
+func (c *Client) DeleteAPIKey(ctx context.Context, prefix string) error {
+	return c.do(ctx, http.MethodDelete, c.path("apikey", prefix), nil, nil)
+}
