@@ -163,10 +163,15 @@ func UserPrincipal(u *tailnet.User) (*Principal, error) {
 	return &Principal{Kind: KindUser, Name: u.LoginName(), User: u.ID, Role: u.Role, Scopes: []string{ScopeAll}}, nil
 }
 
-// Active returns nil if u may act at all: not if it is nil, which is what a deleted user is.
+// Active returns nil if u may act at all: not if it is nil, which is what a deleted user is, suspended, or waits for approval.
 func Active(u *tailnet.User) error {
-	if u == nil {
+	switch {
+	case u == nil:
 		return tailnet.Errorf(tailnet.Unauthenticated, "the user does not exist any more")
+	case u.Status == tailnet.UserSuspended:
+		return tailnet.Errorf(tailnet.Unauthenticated, "the user %s is suspended", u.LoginName())
+	case u.Status != tailnet.UserActive:
+		return tailnet.Errorf(tailnet.Unauthenticated, "the user %s waits for an administrator's approval", u.LoginName())
 	}
 	return nil
 }

@@ -349,9 +349,17 @@ func (a *Auth) saveUses(ctx context.Context) {
 	if len(dirty) == 0 {
 		return
 	}
-	if err := a.o.Store.SaveCredentialUses(ctx, a.o.Tailnet, dirty); err != nil && ctx.Err() == nil {
-		a.log.Warn("it could not be saved when keys were used", "err", err)
+	err := a.o.Store.SaveCredentialUses(ctx, a.o.Tailnet, dirty)
+	if err == nil {
+		return
 	}
+	if ctx.Err() == nil {
+		a.log.Warn("it could not be saved when keys were used; it is tried again", "err", err)
+	}
+	a.uses.mu.Lock()
+	defer a.uses.mu.Unlock()
+	maps.Copy(dirty, a.uses.dirty)
+	a.uses.dirty, a.uses.saved = dirty, nil
 }
 
 // byToken is who acts with an access token; nil if there is no such token.

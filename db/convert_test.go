@@ -40,6 +40,12 @@ func sampleKey() *tailnet.PreAuthKey {
 		Preapproved: true, Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
 }
 
+func sampleCredential() *tailnet.Credential {
+	return &tailnet.Credential{ID: "kAbc", Kind: tailnet.FederatedIdentity, HashKind: tailnet.HashBcrypt, Hash: []byte{0, 1, 255}, User: 2,
+		Scopes: []string{"dns", "users:read"}, Tags: []string{"tag:x"}, Description: "CI", Created: t0, Expires: t0.Add(1), Revoked: t0.Add(2),
+		Issuer: "https://issuer.example", Subject: "repo:*", Audience: "aud", Claims: map[string]string{"ref": "main"}}
+}
+
 func samplePolicy() *tailnet.PolicyVersion {
 	return &tailnet.PolicyVersion{ID: 4, Text: "// nothing\n{}", Author: "hans", Comment: "opens all", Created: t0}
 }
@@ -53,6 +59,7 @@ func sampleChanges() *tailnet.Changes {
 		Tailnet: &tailnet.Tailnet{ID: 1, Name: "office", Settings: tailnet.Settings{DeviceApproval: true, UserApproval: true, KeyDuration: 90 * 24 * time.Hour},
 			LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3, LastPolicyID: 4},
 		PutNodes: []*tailnet.Node{sampleNode()}, PutUsers: []*tailnet.User{sampleUser()}, PutPreAuthKeys: []*tailnet.PreAuthKey{sampleKey()},
+		PutCredentials: []*tailnet.Credential{sampleCredential()},
 		PutPolicy: samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
 	}
 }
@@ -68,7 +75,7 @@ func TestEveryFieldIsStored(t *testing.T) {
 	d := openTest(t)
 	ch := sampleChanges()
 	login := testLogin("secret", t0)
-	for _, v := range []any{*ch.Tailnet, *ch.PutNodes[0], *ch.PutUsers[0], *ch.PutPreAuthKeys[0], *ch.PutPolicy, samplePresence(), *login} {
+	for _, v := range []any{*ch.Tailnet, *ch.PutNodes[0], *ch.PutUsers[0], *ch.PutPreAuthKeys[0], *ch.PutCredentials[0], *ch.PutPolicy, samplePresence(), *login} {
 		rv := reflect.ValueOf(v)
 		for i := range rv.NumField() {
 			if rv.Field(i).IsZero() {
@@ -83,7 +90,8 @@ func TestEveryFieldIsStored(t *testing.T) {
 	if err := d.PutLogin(ctx, login); err != nil {
 		t.Fatal(err)
 	}
-	want := &tailnet.Contents{Rev: 1, Tailnet: *ch.Tailnet, Nodes: ch.PutNodes, Users: ch.PutUsers, PreAuthKeys: ch.PutPreAuthKeys, Policy: ch.PutPolicy,
+	want := &tailnet.Contents{Rev: 1, Tailnet: *ch.Tailnet, Nodes: ch.PutNodes, Users: ch.PutUsers, PreAuthKeys: ch.PutPreAuthKeys,
+		Credentials: ch.PutCredentials, Policy: ch.PutPolicy,
 		Presence: map[tailnet.NodeID]tailnet.Presence{7: samplePresence()}}
 	if diff := diff(want, mustLoad(t, d, 1)); diff != "" {
 		t.Error(diff)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -44,6 +45,7 @@ var seedTime = time.Date(2022, 9, 15, 2, 39, 21, 0, time.UTC)
 type admin struct {
 	st   *state.State
 	auth *auth.Auth
+	url  string // of the API for who has a key
 }
 
 // startAdmin listens on dir/skein.sock until cleanup runs what it was given.
@@ -77,7 +79,11 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 	if err != nil {
 		return nil, err
 	}
-	srv := &http.Server{Handler: api.NewServer(api.Options{State: st, Auth: a, Now: clock, Log: slog.New(slog.DiscardHandler)})}
+	o := api.Options{State: st, Auth: a, Now: clock, Log: slog.New(slog.DiscardHandler)}
+	srv := &http.Server{Handler: api.NewServer(o)}
+	o.Gate = api.NewGate(a, nil, clock)
+	public := httptest.NewServer(api.NewServer(o))
+	cleanup(public.Close)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -87,7 +93,7 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 		srv.Close()
 		<-done
 	})
-	return &admin{st, a}, nil
+	return &admin{st, a, public.URL}, nil
 }
 
 // short makes a node key that is shown as [text].
@@ -141,7 +147,7 @@ func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(*
 
 // The sessions in testdata/script double as examples of the command line. Their own commands:
 //
-//	server                                               start a server on $WORK/data
+//	server                                               start a server on $WORK/data; its API for who has a key is at $URL
 //	node NAMESPACE HOSTNAME SHORTKEY HOST [ROUTE...]      a node that has joined
 //	online NAME, offline NAME                            its connection
 //	waiting HOSTNAME                                     a machine that waits for a person; sets $KEY
@@ -155,6 +161,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SKEIN_SOCKET", "")
 			env.Setenv("NO_COLOR", "")
+			for _, k := range []string{envServer, envAPIKey, envAPIKeyFile} {
+				env.Setenv(k, "")
+			}
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector would make each command a second longer
 			env.Values[adminKey{}] = new(*admin)
 			return nil
@@ -166,6 +175,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				*ts.Value(adminKey{}).(**admin) = a
 				ts.Setenv("SKEIN_SOCKET", filepath.Join(dir, socketName))
+				ts.Setenv("URL", a.url)
 			},
 			"node": func(ts *testscript.TestScript, _ bool, args []string) {
 				host, err := strconv.Atoi(args[3])
