@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -46,8 +47,8 @@ var DNSParts = []string{"magicDNS", "overrideLocal", "nameservers", "split", "se
 
 func (s *server) dnsRoutes() []route {
 	return []route{
-		{"/dns", map[string]handler{http.MethodGet: s.getDNS, http.MethodPatch: s.patchDNS}},
-		{"/dns/records", map[string]handler{http.MethodPost: s.addRecord, http.MethodDelete: s.removeRecord}},
+		{"/dns", ops{http.MethodGet: {auth.Read(auth.ScopeDNS), s.getDNS}, http.MethodPatch: {auth.ScopeDNS, s.patchDNS}}},
+		{"/dns/records", ops{http.MethodPost: {auth.ScopeDNS, s.addRecord}, http.MethodDelete: {auth.ScopeDNS, s.removeRecord}}},
 	}
 }
 
