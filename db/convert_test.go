@@ -60,7 +60,7 @@ func sampleChanges() *tailnet.Changes {
 			LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3, LastPolicyID: 4},
 		PutNodes: []*tailnet.Node{sampleNode()}, PutUsers: []*tailnet.User{sampleUser()}, PutPreAuthKeys: []*tailnet.PreAuthKey{sampleKey()},
 		PutCredentials: []*tailnet.Credential{sampleCredential()},
-		PutPolicy: samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
+		PutPolicy:      samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
 	}
 }
 
