@@ -90,8 +90,8 @@ type Auth struct {
 	log *slog.Logger
 
 	pending sync.Mutex // held while a login is made
-	uses uses
-	slow slowHashes
+	uses    uses
+	slow    slowHashes
 
 	sshMu   sync.Mutex // held while an SSH check is made, so that two questions at once make one
 	wakeMu  sync.Mutex
