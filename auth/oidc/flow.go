@@ -104,6 +104,15 @@ func (m *Manager) waits(ctx context.Context, flow Flow) error {
 // Its errors, beside those of the provider and the state: Invalid if r is no answer to a sign-in that Begin has started in
 // this browser (forged, replayed, too late), Denied if the provider or the configuration does not let this person in.
 func (m *Manager) Finish(ctx context.Context, r *http.Request) (*SignedIn, error) {
+	in, err := m.finish(ctx, r)
+	var e *tailnet.Error
+	if errors.As(err, &e) && e.Cause != nil {
+		m.log.Warn("sign-in failed", "remote", r.RemoteAddr, "err", causes(err))
+	}
+	return in, err
+}
+
+func (m *Manager) finish(ctx context.Context, r *http.Request) (*SignedIn, error) {
 	s, p, err := m.returned(r)
 	if err != nil {
 		return nil, err

@@ -230,7 +230,7 @@ func (p *provider) explain(err error) error {
 	if errors.As(err, &unreachable) {
 		return say("cannot be reached at the moment")
 	}
-	return say("cannot be used at the moment: its configuration could not be read")
+	return say("cannot be used at the moment: its answer could not be read")
 }
 
 func isTimeout(err error) bool {
