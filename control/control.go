@@ -15,7 +15,8 @@
 // nodes, never on connections, because one client opens several.
 //
 // A map session is one goroutine, that of its request. It remembers the snapshot it sent last, waits for a newer one and
-// takes the newest in one step, so a slow client skips revisions and no queue can overflow.
+// takes the newest in one step, so a slow client skips revisions and no queue can overflow. All sessions are woken in rounds,
+// which leave the others their time (rounds.go).
 package control
 
 import (
@@ -29,6 +30,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -79,13 +81,15 @@ type Server struct {
 
 	ctx  context.Context // ends when the server shuts down
 	stop context.CancelFunc
-	wg   sync.WaitGroup // connections, timers and the prober
+	wg   sync.WaitGroup // connections, timers, rounds and the prober
 
 	handler http.Handler // inside Noise connections
 	h2      h2.Options
 	limits  *limiter
 	turns   chan struct{} // as many slots as full maps may be made at a time
 	pings   *pings
+	round   atomic.Pointer[round] // the one that is now
+	atWork  atomic.Int64          // see work
 
 	mu       sync.Mutex
 	sessions map[tailnet.NodeID]*mapSession      // guarded by mu: the stream of each node, one at a time
@@ -120,11 +124,10 @@ func New(o Options) *Server {
 		ReadIdle: o.SilentAfter / 4 * 3, PingTimeout: o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
 		Log: o.Log,
 	}
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
-		s.probe(s.ctx)
-	}()
+	sn := o.State.Snapshot()
+	s.round.Store(newRound(sn.Seq))
+	s.wg.Go(func() { s.runRounds(s.ctx, sn) })
+	s.wg.Go(func() { s.probe(s.ctx) })
 	return s
 }
 

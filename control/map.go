@@ -57,6 +57,7 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 	if n := s.o.State.Snapshot().Node(id); n == nil || applyLite(n.Node, req) == nil {
 		return
 	}
+	defer s.work()()
 	var refused error
 	err := s.o.State.Update(r.Context(), "node reported itself", func(tx *state.Tx) error {
 		n := tx.Node(id)
@@ -149,53 +150,69 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request, n *state.No
 // run sends the first map and then whatever follows. The error says why it ended; there is always one or nil for an
 // orderly end.
 func (ms *mapSession) run(ctx context.Context) error {
-	sn, f, ok := ms.fullMap(ctx)
-	if !ok {
-		return nil
-	}
-	if err := ms.send(f); err != nil {
-		return err
-	}
-	if err := ms.s.cameOnline(ctx, ms); err != nil {
+	sn, err := ms.begin(ctx)
+	if sn == nil || err != nil {
 		return err
 	}
 	keepAlive := time.NewTimer(ms.s.keepAliveIn())
 	defer keepAlive.Stop()
 	seen := sn // sn is what the client knows, seen what was looked at
 	for {
+		var f netmap.Frame
+		next, known, ok := seen, sn, true
+		r := ms.s.joinRound(seen)
 		select {
-		case <-seen.Superseded():
-			next := ms.s.o.State.Snapshot()
+		case <-r.next:
+			next = ms.s.o.State.Snapshot()
 			self := next.Node(ms.viewer.Node)
 			if self == nil {
+				r.leave()
 				return ms.send(ms.s.o.Encoder.Gone(next, sn.Node(ms.viewer.Node).Node, ms.viewer))
 			}
 			if self.NodeKey != ms.key {
 				if self.Shown != ms.key {
+					r.leave()
 					return nil // renewed: the client goes on with its new key
 				}
-				seen = next // it is about to: until its new stream begins it keeps this one, with what it has been told
-				continue
+				ok = false // it is about to: until its new stream begins it keeps this one, with what it has been told
+				break
 			}
 			f, ok = ms.s.o.Encoder.Delta(sn, next, ms.viewer)
-			sn, seen = next, next
-			if !ok {
-				continue
-			}
+			known = next
 		case p := <-ms.pings:
 			f = ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p})
 		case <-keepAlive.C:
 			f = netmap.KeepAlive(ms.viewer)
 		case <-ms.replaced:
+			r.leave()
 			return nil
 		case <-ctx.Done():
+			r.leave()
 			return ctx.Err()
 		}
-		if err := ms.send(f); err != nil {
+		if ok {
+			err = ms.send(f)
+			keepAlive.Reset(ms.s.keepAliveIn())
+		}
+		r.leave()
+		if err != nil {
 			return err
 		}
-		keepAlive.Reset(ms.s.keepAliveIn())
+		sn, seen = known, next
 	}
+}
+
+// begin sends the first map and takes the node online. The snapshot is what was sent; nil if there is nobody to send it to.
+func (ms *mapSession) begin(ctx context.Context) (*state.Snapshot, error) {
+	defer ms.s.work()()
+	sn, f, ok := ms.fullMap(ctx)
+	if !ok {
+		return nil, nil
+	}
+	if err := ms.send(f); err != nil {
+		return nil, err
+	}
+	return sn, ms.s.cameOnline(ctx, ms)
 }
 
 // fullMap makes a full map when it is this session's turn: of a fleet that connects at once, as many as there are processors

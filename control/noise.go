@@ -42,7 +42,9 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 	// A WebSocket connection lives by the context it was accepted with, so that only a late handshake ends it early.
 	ctx, cancel := context.WithCancel(s.ctx)
 	late := time.AfterFunc(handshakeTimeout, cancel)
+	end := s.work()
 	conn, err := s.accept(ctx, w, r)
+	end()
 	late.Stop()
 	if r.Method != http.MethodGet {
 		cancel() // it is of no use any more
