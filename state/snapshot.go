@@ -106,13 +106,20 @@ func (sn *Snapshot) Users() []*tailnet.User { return sn.users }
 // PreAuthKeys are all pre-auth keys, sorted by id. The slice must not be changed.
 func (sn *Snapshot) PreAuthKeys() []*tailnet.PreAuthKey { return sn.keys }
 
-// Node is the node with this id, or nil.
+// Node is the node with this id, or nil. Every session asks at each change: as ids are given out one after the other, only so
+// many places come into question as nodes were deleted.
 func (sn *Snapshot) Node(id tailnet.NodeID) *Node {
-	i, ok := slices.BinarySearchFunc(sn.nodes, id, func(n *Node, id tailnet.NodeID) int { return cmp.Compare(n.ID, id) })
+	n := len(sn.nodes)
+	if n == 0 || id < sn.nodes[0].ID || id > sn.nodes[n-1].ID {
+		return nil
+	}
+	from := max(0, n-1-int(sn.nodes[n-1].ID-id))
+	to := min(n, int(id-sn.nodes[0].ID)+1)
+	i, ok := slices.BinarySearchFunc(sn.nodes[from:to], id, func(n *Node, id tailnet.NodeID) int { return cmp.Compare(n.ID, id) })
 	if !ok {
 		return nil
 	}
-	return sn.nodes[i]
+	return sn.nodes[from+i]
 }
 
 // NodeByKey is the node with this NodeKey, or nil.
