@@ -17,7 +17,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -39,6 +38,8 @@ type settings struct {
 	pid             int
 	keysFile        string
 	approve, policy string
+	layout          string
+	users           int
 	json            string
 	scenarios, keys string
 }
@@ -62,6 +63,8 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.StringVar(&s.o.EphemeralKey, "ephemeral-key", "", "reusable pre-auth `key` for ephemeral nodes")
 	f.IntVar(&s.pid, "pid", 0, "process of the server at -url, to be measured")
 	f.StringVar(&s.scenarios, "scenario", "all", "`list` of scenarios, separated by commas; join always runs")
+	f.StringVar(&s.layout, "layout", sim.LayoutOpen, "who the clients of a -skein are, and its policy: "+strings.Join(sim.Layouts, ", "))
+	f.IntVar(&s.users, "users", 1000, "`number` of users of the layouts self and company")
 	f.IntVar(&s.o.Clients, "n", 100, "`number` of clients")
 	f.IntVar(&s.o.Concurrency, "c", 32, "`number` of clients that join at the same time")
 	f.IntVar(&s.o.Dials, "dials", 1000, "`number` of connections that are being made at the same time")
@@ -76,6 +79,9 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 	f.DurationVar(&s.o.ChurnTime, "churn-time", 0, "`time` of churn (default 20s)")
 	f.DurationVar(&s.o.ChurnLife, "churn-life", 0, "`time` that an ephemeral node stays (default 3s)")
 	f.DurationVar(&s.o.Timeout, "timeout", 0, "`time` that a scenario may take (default 2m0s)")
+	f.Float64Var(&s.o.RoamRate, "roam-rate", 10, "endpoint `changes` in a second, of roam")
+	f.DurationVar(&s.o.RoamTime, "roam-time", 0, "`time` of roam (default 20s)")
+	f.DurationVar(&s.o.AbuseTime, "abuse-time", 0, "`time` of each kind of abuse (default 10s)")
 	f.StringVar(&s.approve, "approve-cmd", "", "`command` that approves a route; {id}, {name} and {route} stand for node and route")
 	f.StringVar(&s.policy, "policy-cmd", "", "`command` that changes the policy; {n} stands for 1, 2, 3")
 	f.BoolVar(&s.o.AllowRemote, "allow-remote", false, "permit load on a server that is not on this machine")
@@ -94,6 +100,10 @@ func parse(args []string, stderr io.Writer) (*settings, error) {
 		return nil, errors.New("-url is for a server that runs already, -skein and -server-cmd start one")
 	case starts && s.pid != 0:
 		return nil, errors.New("-pid is for a server that runs already")
+	case s.process.Skein == "" && s.layout != sim.LayoutOpen:
+		return nil, errors.New("-layout is for a server that -skein starts; elsewhere the layout is what the server has: -keys-file, -partial")
+	case s.users < 1:
+		return nil, errors.New("it takes one user at least (-users)")
 	case !starts && s.o.URL == "":
 		return nil, errors.New("which server? -skein PATH starts one, -url URL names one (-help shows more)")
 	}
@@ -158,20 +168,24 @@ func (s *settings) run(ctx context.Context, stderr io.Writer) (*sim.Report, erro
 	}
 	var p *sim.Process
 	if s.o.URL == "" {
-		var err error
+		layout, err := sim.NewLayout(s.layout, s.o.Clients, s.users)
+		if err != nil {
+			return nil, fmt.Errorf("-layout: %w", err)
+		}
+		s.process.Layout, s.process.Clients = layout, s.o.Clients
+		s.o.Partial = s.o.Partial || layout.Partial
 		if p, err = sim.StartProcess(ctx, s.process); err != nil {
 			return nil, err
 		}
 		defer p.Stop()
 		s.o.URL, s.o.Server = p.URL, p
-		if p.Key != "" {
-			s.o.Keys = slices.Concat(s.o.Keys, []string{p.Key})
-		}
+		s.o.Keys = slices.Concat(s.o.Keys, p.Keys)
 		if s.o.EphemeralKey == "" {
 			s.o.EphemeralKey = p.EphemeralKey
 		}
-		if s.process.Skein != "" {
-			s.o.Approve = sim.SkeinApprove(filepath.Join(p.Dir, "skein.sock"))
+		if p.Admin != nil {
+			s.o.Approve = p.Admin.Approve
+			s.o.Policy = func(ctx context.Context, n int) error { return p.Admin.SetPolicy(ctx, layout.Policy(n)) }
 		}
 	}
 	if s.approve != "" {

@@ -159,8 +159,12 @@ func against(t *testing.T, f *fake, timeout time.Duration, scenarios ...string) 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	concurrency := 0
+	if f.deaf {
+		concurrency = 4 // so that the first have their map before the last come
+	}
 	return Run(ctx, Options{
-		URL: f.start(t), Keys: []string{"k"}, Clients: 12, Partial: f.split, Changes: 3, Flips: 2, Burst: 6, Joins: 1, Idle: 50 * time.Millisecond,
+		URL: f.start(t), Keys: []string{"k"}, Clients: 12, Concurrency: concurrency, Partial: f.split, Changes: 3, Flips: 2, Burst: 6, Joins: 1, Idle: 50 * time.Millisecond,
 		Timeout: timeout, quiet: 40 * time.Millisecond, Scenarios: scenarios, Log: t.Output(),
 	})
 }

@@ -20,6 +20,9 @@ type Report struct {
 	CPUs    int       `json:"cpus"` // that the simulator may use
 	Rows    []Row     `json:"rows"`
 
+	// PeersPerClient is how many other steady clients each sees, on average, at the end of join.
+	PeersPerClient float64 `json:"peersPerClient"`
+
 	// Memory of the server, in bytes: before anybody joined, and for each client that is connected and idle (from the
 	// scenario idle, else at the end of join). 0: not measured.
 	EmptyMemory     int64 `json:"emptyMemory"`
@@ -119,6 +122,15 @@ func (r *Report) finish(s *Sim) {
 	if loss := s.lastLoss.Load(); loss != nil && r.LostCount > 0 {
 		text := fmt.Sprintf("%d streams ended although nobody cut them, the last one that of %s: %v", r.LostCount, loss.name, loss.err)
 		r.Faults = append(r.Faults, text)
+	}
+	if r.PeersPerClient == 0 {
+		sum := 0
+		for _, c := range s.clients {
+			c.mu.Lock()
+			sum += c.peers
+			c.mu.Unlock()
+		}
+		r.PeersPerClient = float64(sum) / float64(len(s.clients))
 	}
 	if last := r.Rows[len(r.Rows)-1]; (last.Scenario == "join" || last.Scenario == "idle") && r.EmptyMemory > 0 && last.Skipped == "" {
 		r.MemoryPerClient = (last.MemoryAfter - r.EmptyMemory) / int64(r.Clients)
@@ -238,7 +250,7 @@ func (r *Report) WriteTable(w io.Writer) {
 		}
 		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
 	}
-	fmt.Fprintf(w, "\n%d clients on %d CPUs, %s\n", r.Clients, r.CPUs, r.URL)
+	fmt.Fprintf(w, "\n%d clients on %d CPUs, each sees %.4g others on average, %s\n", r.Clients, r.CPUs, r.PeersPerClient, r.URL)
 	if r.MemoryPerClient > 0 {
 		fmt.Fprintf(w, "server: %s MB with nobody connected, %.1f KB more for each idle client\n", mb(r.EmptyMemory), float64(r.MemoryPerClient)/1024)
 	}

@@ -32,11 +32,13 @@ var scenarios = []scenario{
 	{"change", (*Sim).change, noTime},
 	{"online", (*Sim).online, noTime},
 	{"route", (*Sim).route, noTime},
-	{"policy", (*Sim).policy, noTime},
 	{"burst", (*Sim).burst, noTime},
+	{"roam", (*Sim).roam, func(o *Options) time.Duration { return o.RoamTime }},
 	{"churn", (*Sim).churn, func(o *Options) time.Duration { return o.ChurnTime + o.ChurnLife }},
 	{"herd", (*Sim).herd, noTime},
 	{"restart", (*Sim).restart, noTime},
+	{"abuse", (*Sim).abuse, func(o *Options) time.Duration { return time.Duration(len(abuses)+1) * o.AbuseTime }},
+	{"policy", (*Sim).policy, noTime},
 }
 
 // ScenarioNames are the names of all scenarios in the order in which they run.
@@ -312,6 +314,49 @@ func (s *Sim) burst(ctx context.Context) []Row {
 	return []Row{row}
 }
 
+// roam has clients change their endpoints at a rate, one chosen at random after the other, whether or not the ones before
+// are known everywhere.
+func (s *Sim) roam(ctx context.Context) []Row {
+	var p problems
+	m := s.measure(ctx)
+	list := s.roamFor(ctx, s.o.RoamTime, &p)
+	m.reached()
+	row := m.row(ctx, fmt.Sprintf("endpoint changes, %.3g a second", s.o.RoamRate), len(list))
+	row.fanOut(list)
+	row.Missing = p.String()
+	return []Row{row}
+}
+
+// roamFor changes endpoints at the rate for so long and waits until everybody knows.
+func (s *Sim) roamFor(ctx context.Context, d time.Duration, p *problems) []*goal {
+	t := time.NewTicker(time.Duration(float64(time.Second) / s.o.RoamRate))
+	defer t.Stop()
+	list := make([]*goal, max(1, int(s.o.RoamRate*d.Seconds())))
+	var wg sync.WaitGroup
+	order := rand.Perm(len(s.clients)) // one that changed twice would skip a step for those who are late
+	for i := range list {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			list = list[:i]
+			break
+		}
+		s.say("change %d of %d", i+1, len(list))
+		wg.Go(func() { list[i] = s.moveOne(ctx, s.clients[order[i%len(order)]], p) })
+	}
+	wg.Wait()
+	wait(ctx, list...)
+	s.board.remove(list...)
+	for _, g := range list {
+		if who := g.missing(s.clients); who != "" {
+			p.add("a change of %s was not seen by %s", s.clients[g.node].name, who)
+		}
+	}
+	return list
+}
+
 // online takes one client away and brings it back, several times.
 func (s *Sim) online(ctx context.Context) []Row {
 	var gone, back []*goal
@@ -421,13 +466,16 @@ func (s *Sim) policy(ctx context.Context) []Row {
 	const times = 3
 	var list []*goal
 	var p problems
+	if err := s.o.Policy(ctx, 1); err != nil { // from none to one is another step than from one to the next
+		return []Row{{What: "policy change", Missing: fmt.Sprintf("changing the policy: %v", err)}}
+	}
 	m := s.measure(ctx)
 	var pauses time.Duration
 	for i := range times {
 		s.say("policy %d of %d", i+1, times)
 		g := newGoal(told, stranger, "", s.clients, everyone)
 		s.board.add(g)
-		if err := s.o.Policy(ctx, i+1); err != nil {
+		if err := s.o.Policy(ctx, i+2); err != nil {
 			s.board.remove(g)
 			p.add("changing the policy: %v", err)
 			break

@@ -3,12 +3,9 @@ package sim
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -27,8 +24,11 @@ import (
 //	{metrics}  another one
 //	{url}      http://127.0.0.1:{port}
 type ProcessOptions struct {
-	// Skein is the path of a Skein binary: it stands for all commands below, with limits out of the way.
-	Skein string
+	// Skein is the path of a Skein binary: it stands for all commands below, with limits out of the way. Layout says who the
+	// clients are, and Clients how many; nil is the open one.
+	Skein   string
+	Layout  *Layout
+	Clients int
 	// Command runs the server in the foreground.
 	Command string
 	// KeyCommand prints a reusable pre-auth key, EphemeralKeyCommand one for ephemeral nodes. If both are empty, the first
@@ -42,12 +42,15 @@ type ProcessOptions struct {
 
 // Process is a server that the simulator runs.
 type Process struct {
-	URL, Key, EphemeralKey string
-	Dir                    string // its data
-	LogPath                string // what it says
-	o                      ProcessOptions
-	vars                   *strings.Replacer
-	log                    *os.File
+	URL          string
+	Keys         []string // of the clients, to be used in turn; several only if the Layout asks for that
+	EphemeralKey string
+	Admin        *Admin // nil: it is no Skein
+	Dir          string // its data
+	LogPath      string // what it says
+	o            ProcessOptions
+	vars         *strings.Replacer
+	log          *os.File
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd     // guarded by mu
@@ -214,16 +217,23 @@ func (p *Process) Tail() string {
 
 // makeKeys makes the pre-auth keys.
 func (p *Process) makeKeys(ctx context.Context) (err error) {
+	if p.o.Skein != "" {
+		l := p.o.Layout
+		if l == nil {
+			if l, err = NewLayout(LayoutOpen, 1, 1); err != nil {
+				return err
+			}
+		}
+		p.Admin = NewAdmin(filepath.Join(p.Dir, "skein.sock"))
+		if p.Keys, err = p.Admin.SetUp(ctx, l, max(p.o.Clients, 1)); err == nil {
+			p.EphemeralKey, err = p.Admin.EphemeralKey(ctx, l)
+		}
+		return err
+	}
 	one, ephemeral := p.o.KeyCommand, p.o.EphemeralKeyCommand
 	if one == "" && ephemeral == "" {
 		bin := p.o.Command
-		if p.o.Skein != "" {
-			bin, err = filepath.Abs(p.o.Skein)
-			bin = quote(bin)
-			if err != nil {
-				return err
-			}
-		} else if f := strings.Fields(bin); len(f) > 0 {
+		if f := strings.Fields(bin); len(f) > 0 {
 			bin = f[0]
 		}
 		if _, err := p.output(ctx, bin+" namespaces create sim --data-dir {dir}"); err != nil {
@@ -233,9 +243,11 @@ func (p *Process) makeKeys(ctx context.Context) (err error) {
 		ephemeral = one + " --ephemeral"
 	}
 	if one != "" {
-		if p.Key, err = p.output(ctx, one); err != nil {
+		key, err := p.output(ctx, one)
+		if err != nil {
 			return err
 		}
+		p.Keys = []string{key}
 	}
 	if ephemeral != "" {
 		p.EphemeralKey, err = p.output(ctx, ephemeral)
@@ -290,34 +302,6 @@ func (p *Process) expand(command string) string {
 		return command
 	}
 	return p.vars.Replace(command)
-}
-
-// SkeinApprove approves routes over the socket of a Skein server. Unlike a command, it takes no time of its own.
-func SkeinApprove(socket string) func(context.Context, int64, string, netip.Prefix) error {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}
-	hc := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: commandTimeout}
-	return func(ctx context.Context, node int64, _ string, route netip.Prefix) error {
-		body, err := json.Marshal(map[string]any{"node": strconv.FormatInt(node, 10), "routes": []string{route.String()}})
-		if err != nil {
-			return err
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://skein/api/v1/routes/enable", bytes.NewReader(body))
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Content-Type", "application/json")
-		res, err := hc.Do(req)
-		if err != nil {
-			return err
-		}
-		defer res.Body.Close()
-		if b, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)); res.StatusCode != http.StatusOK {
-			return fmt.Errorf("status %d: %s", res.StatusCode, b)
-		}
-		return nil
-	}
 }
 
 // Foreign is a server that somebody else runs: it is measured, not killed.

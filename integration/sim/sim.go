@@ -20,11 +20,19 @@
 //	change       the endpoints of one client change, until all others know; one client after the other
 //	online       one client goes away, until all others know, and comes back
 //	route        one route is approved, until all others know
-//	policy       a hook changes the policy: until those whom it concerns have been sent something
 //	burst        100 clients change their endpoints at once
+//	roam         clients change their endpoints at a rate
 //	churn        ephemeral nodes join and leave at a rate
 //	herd         all connections are cut at once, until all have their full map again
 //	restart      the server is killed (SIGKILL) and started, until all have their full map again
+//	abuse        clients that misbehave in one way after the other (abuse.go), while others change their endpoints at a rate
+//	policy       one rule of the policy changes: until those whom it concerns have been sent something
+//
+// # Layouts
+//
+// Who the clients are (Layout) decides who sees whom. In the open one everybody sees everybody, and each scenario costs what
+// it costs at the most. In the others a policy is in force: company has users in groups, servers with tags and
+// autogroup:self; self has autogroup:self alone; teams lets everybody see 100 others.
 //
 // # What is measured
 //
@@ -89,6 +97,10 @@ type Options struct {
 	Routes  int           // approvals; 5
 	Idle    time.Duration // one minute
 
+	RoamRate  float64       // endpoint changes a second; 10
+	RoamTime  time.Duration // 20 s
+	AbuseTime time.Duration // of each kind; 10 s
+
 	ChurnRate float64       // joins a second; 5
 	ChurnTime time.Duration // 20 s
 	ChurnLife time.Duration // how long such a node stays; 3 s
@@ -98,7 +110,7 @@ type Options struct {
 
 	// Approve approves a route. nil: the scenario route is skipped.
 	Approve func(ctx context.Context, node int64, name string, route netip.Prefix) error
-	// Policy changes the policy, in another way each time it is called. nil: the scenario policy is skipped.
+	// Policy changes one rule of the policy; n is another number each time. nil: the scenario policy is skipped.
 	Policy func(ctx context.Context, n int) error
 	// Server is measured, killed and started. nil: nothing is measured and restart is skipped.
 	Server Server
@@ -167,13 +179,16 @@ func (o *Options) defaults() {
 	for _, d := range []struct {
 		p *time.Duration
 		v time.Duration
-	}{{&o.Idle, time.Minute}, {&o.ChurnTime, 20 * time.Second}, {&o.ChurnLife, 3 * time.Second}, {&o.Timeout, 2 * time.Minute}, {&o.quiet, 300 * time.Millisecond}} {
+	}{{&o.Idle, time.Minute}, {&o.RoamTime, 20 * time.Second}, {&o.AbuseTime, 10 * time.Second}, {&o.ChurnTime, 20 * time.Second}, {&o.ChurnLife, 3 * time.Second}, {&o.Timeout, 2 * time.Minute}, {&o.quiet, 300 * time.Millisecond}} {
 		if *d.p <= 0 {
 			*d.p = d.v
 		}
 	}
 	if o.ChurnRate <= 0 {
 		o.ChurnRate = 5
+	}
+	if o.RoamRate <= 0 {
+		o.RoamRate = 10
 	}
 	o.Burst = min(o.Burst, o.Clients)
 	if o.Log == nil {
@@ -191,7 +206,7 @@ func (o Options) Check() error {
 	if o.Clients < 2 {
 		return errors.New("it takes two clients at least (-n)")
 	}
-	return raiseFileLimit(o.Clients + 4*int(o.ChurnRate*o.ChurnLife.Seconds()) + 100)
+	return raiseFileLimit(o.Clients + 4*int(o.ChurnRate*o.ChurnLife.Seconds()) + abuseFiles + 100)
 }
 
 // lockedWriter serialises writes: progress and results come from two goroutines.

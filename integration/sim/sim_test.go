@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,16 +21,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// buildSkein builds the server of this tree.
+func buildSkein(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "skein")
+	if out, err := exec.Command("go", "build", "-o", bin, "github.com/skein-vpn/skein/cmd/skein").CombinedOutput(); err != nil {
+		t.Fatalf("building the server: %v\n%s", err, out)
+	}
+	return bin
+}
+
 // TestSkein runs all scenarios against the server of this tree. It looks at what happened, not at how long it took.
 func TestSkein(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds and runs the server")
 	}
-	bin := filepath.Join(t.TempDir(), "skein")
-	if out, err := exec.Command("go", "build", "-o", bin, "github.com/skein-vpn/skein/cmd/skein").CombinedOutput(); err != nil {
-		t.Fatalf("building the server: %v\n%s", err, out)
-	}
+	bin := buildSkein(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	p, err := StartProcess(ctx, ProcessOptions{Skein: bin})
@@ -38,8 +47,10 @@ func TestSkein(t *testing.T) {
 	defer p.Stop()
 	const n = 50
 	r, err := Run(ctx, Options{
-		URL: p.URL, Keys: []string{p.Key}, EphemeralKey: p.EphemeralKey, Server: p, Approve: SkeinApprove(filepath.Join(p.Dir, "skein.sock")),
+		URL: p.URL, Keys: p.Keys, EphemeralKey: p.EphemeralKey, Server: p, Approve: p.Admin.Approve,
+		Policy:  policyOf(t, p, LayoutOpen, n),
 		Clients: n, Changes: 10, Burst: n, Joins: 2, Flips: 1, Routes: 3, Idle: 200 * time.Millisecond,
+		RoamRate: 40, RoamTime: 500 * time.Millisecond, AbuseTime: 500 * time.Millisecond,
 		ChurnRate: 10, ChurnTime: time.Second, ChurnLife: 500 * time.Millisecond, quiet: 60 * time.Millisecond, Log: t.Output(),
 	})
 	if err != nil {
@@ -54,7 +65,7 @@ func TestSkein(t *testing.T) {
 	samples := map[string]int{}
 	for _, row := range r.Rows {
 		samples[row.What] = row.Latency.Samples
-		if row.Skipped != "" && row.Scenario != "policy" {
+		if row.Skipped != "" {
 			t.Errorf("%s was skipped: %s", row.What, row.Skipped)
 		}
 		if !row.Part && row.Skipped == "" && row.MemoryAfter == 0 {
@@ -65,6 +76,7 @@ func TestSkein(t *testing.T) {
 		"join": n, "single join: own full map": 2, "single join: seen by all": 2 * n, "endpoint change": 10 * (n - 1),
 		"went offline": n - 1, "came online": n - 1, "route approval": 3 * (n - 1), "burst of 50 endpoint changes": n * (n - 1),
 		"churn: join seen by all": 10 * n, "herd": n, "restart after kill -9": n,
+		"endpoint changes, 40 a second": 20 * (n - 1), "2000 connections that say nothing": 20 * (n - 1), "policy change": 3 * n,
 	} {
 		if samples[what] != want {
 			t.Errorf("%s: %d samples, want %d", what, samples[what], want)
@@ -78,6 +90,80 @@ func TestSkein(t *testing.T) {
 	if _, err := os.Stat(p.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after Stop the server's folder is still there: %v", err)
 	}
+}
+
+// policyOf changes a rule of a layout's policy.
+func policyOf(t *testing.T, p *Process, layout string, clients int) func(context.Context, int) error {
+	l, err := NewLayout(layout, clients, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(ctx context.Context, n int) error { return p.Admin.SetPolicy(ctx, l.Policy(n)) }
+}
+
+// TestLayouts runs the layouts with a policy. Everyone must see whom the policy shows, and nobody else.
+func TestLayouts(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("builds and runs the server")
+	}
+	bin := buildSkein(t)
+	const n, users = 41, 5
+	for name, want := range map[string]float64{LayoutSelf: (3*9*8 + 8*7 + 6*5) / float64(n), LayoutTeams: n - 1, LayoutCompany: companySees(n, users)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+			defer cancel()
+			l, err := NewLayout(name, n, users)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := StartProcess(ctx, ProcessOptions{Skein: bin, Layout: l, Clients: n})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Stop()
+			r, err := Run(ctx, Options{
+				URL: p.URL, Keys: p.Keys, Server: p, Clients: n, Partial: true, Changes: 5, Joins: 1, quiet: 60 * time.Millisecond, Log: t.Output(),
+				Policy: policyOf(t, p, name, n), Scenarios: []string{"change", "herd", "policy"},
+			})
+			if err != nil || r.Failed() {
+				t.Fatalf("%v\n%+v\nthe server said:\n%s", err, r, p.Tail())
+			}
+			if math.Abs(r.PeersPerClient-want) > 1e-9 {
+				t.Errorf("each sees %v others on average, want %v", r.PeersPerClient, want)
+			}
+		})
+	}
+}
+
+// companySees is how many others each client sees on average, from what the layout is meant to be.
+func companySees(clients, users int) float64 {
+	groups := func(u int) []int { return []int{u % 50, (7*u + 3) % 50, (u/50 + 11) % 50} }
+	reaches := func(a, b Owner) bool {
+		var u, t, t2 int
+		switch {
+		case b.Tag == "":
+			return a.User != "" && a.User == b.User
+		case a.Tag != "":
+			_, _ = fmt.Sscanf(a.Tag, "tag:s%d", &t2)
+			_, _ = fmt.Sscanf(b.Tag, "tag:s%d", &t)
+			return t == (t2+1)%30
+		}
+		_, _ = fmt.Sscanf(a.User, "user%d", &u)
+		_, _ = fmt.Sscanf(b.Tag, "tag:s%d", &t)
+		return slices.ContainsFunc(groups(u), func(g int) bool { return g == 0 || t == g%30 || t == (7*g+1)%30 || t == (11*g+2)%30 })
+	}
+	sum := 0
+	for i := range clients {
+		for j := range clients {
+			a, b := companyOwner(i, users), companyOwner(j, users)
+			if i != j && (reaches(a, b) || reaches(b, a)) {
+				sum++
+			}
+		}
+	}
+	return float64(sum) / float64(clients)
 }
 
 // TestAnyServer runs against a server that has nothing to do with Skein and sends whole maps only.
