@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"routes":                {"tailnet"},
 	"dns":                   {"tailnet"},
 	"db":                    {"tailnet"},
+	"db/pgtest":             {},
 	"state":                 {"tailnet", "policy", "routes", "dns"},
 	"state/statetest":       {"tailnet", "state"},
 	"netmap":                {"tailnet", "policy", "state", "dns"},
@@ -44,8 +45,9 @@ var allowed = map[string][]string{
 // foreign are packages of others that only some of ours may import.
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
+	"github.com/jackc/pgx":   {"db", "db/pgtest"},
 	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
-	"os/exec":                {"cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"os/exec":                {"cmd/skein", "db/pgtest", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }
 

@@ -17,7 +17,11 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -51,6 +55,8 @@ type Config struct {
 	DERP DERP `key:"derp"`
 
 	Database Database `key:"database"`
+
+	Cluster Cluster `key:"cluster"`
 
 	// TLSCertPath and TLSKeyPath are a certificate chain and its key, PEM. Both or neither. Without them a self-signed certificate
 	// serves the relay, and the server URL is plain http or a reverse proxy's.
@@ -147,13 +153,82 @@ type DERPServer struct {
 
 // Database is where everything is kept.
 type Database struct {
-	Type   string `key:"type"` // "sqlite"
-	SQLite SQLite `key:"sqlite"`
+	Type     string   `key:"type"` // "sqlite" or "postgres"
+	SQLite   SQLite   `key:"sqlite"`
+	Postgres Postgres `key:"postgres"`
 }
 
 // SQLite is the database in a file.
 type SQLite struct {
 	Path string `key:"path" path:"true"` // empty: db.sqlite in DataDir
+}
+
+// Postgres is a database on a PostgreSQL server. Several servers may share it.
+type Postgres struct {
+	// URL says everything at once, as libpq writes it: postgres://user:password@host:5432/name?sslmode=verify-full. Several hosts
+	// with target_session_attrs=read-write are tried in turn. Empty: the settings below.
+	URL string `key:"url"`
+
+	Host string `key:"host"` // a name, an address or the folder of a Unix socket
+	Port int    `key:"port"`
+	Name string `key:"name"`
+	User string `key:"user"`
+	Pass string `key:"pass"`
+
+	// PassPath is a file with the password, which wins over Pass.
+	PassPath string `key:"pass_path" path:"true"`
+
+	// SSL is a mode of libpq (disable, allow, prefer, require, verify-ca, verify-full) or, as in headscale, true (require) or false
+	// (disable).
+	SSL string `key:"ssl"`
+
+	// MaxOpenConns bounds the connections of this server. Zero: 10.
+	MaxOpenConns int `key:"max_open_conns"`
+}
+
+// IsPostgres reports whether the database is on a PostgreSQL server.
+func (d *Database) IsPostgres() bool { return d.Type == "postgres" || d.Type == "postgresql" }
+
+// DSN is the address of the database for its driver, password included. It reads PassPath.
+func (p *Postgres) DSN() (string, error) {
+	if p.URL != "" {
+		return p.URL, nil
+	}
+	pass := p.Pass
+	if p.PassPath != "" {
+		b, err := os.ReadFile(p.PassPath)
+		if err != nil {
+			return "", fmt.Errorf("the password cannot be read (database.postgres.pass_path): %w", err)
+		}
+		pass = strings.TrimRight(string(b), "\r\n")
+	}
+	mode := p.SSL
+	switch mode {
+	case "true":
+		mode = "require"
+	case "false":
+		mode = "disable"
+	}
+	var b strings.Builder
+	for _, kv := range [][2]string{{"host", p.Host}, {"port", strconv.Itoa(p.Port)}, {"dbname", p.Name}, {"user", p.User}, {"password", pass}, {"sslmode", mode}} {
+		if kv[1] != "" {
+			fmt.Fprintf(&b, "%s='%s' ", kv[0], strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(kv[1]))
+		}
+	}
+	return strings.TrimSpace(b.String()), nil
+}
+
+// sslModes are those of libpq and headscale's two.
+var sslModes = []string{"disable", "allow", "prefer", "require", "verify-ca", "verify-full", "true", "false"}
+
+// Cluster is about several servers on one PostgreSQL database.
+type Cluster struct {
+	// Name tells this server from the others. Empty: the name of the machine.
+	Name string `key:"name"`
+
+	// StepAsideAfter is how long a server that does not reach its database goes on serving what it knows. Then it ends its streams,
+	// so that clients go to another server.
+	StepAsideAfter Duration `key:"step_aside_after"`
 }
 
 // Policy says who may reach whom. Without one everybody may reach everybody.
@@ -269,7 +344,8 @@ func Default() *Config {
 			AutoUpdateEnabled: true,
 			UpdateFrequency:   Duration(24 * time.Hour),
 		},
-		Database:              Database{Type: "sqlite"},
+		Database:              Database{Type: "sqlite", Postgres: Postgres{Host: "localhost", Port: 5432, Name: "skein", User: "skein", SSL: "prefer"}},
+		Cluster:               Cluster{StepAsideAfter: Duration(30 * time.Second)},
 		TLSFallbackListenAddr: ":443",
 		DNS:                   DNS{MagicDNS: true, BaseDomain: "skein.internal"},
 		OIDC:                  OIDC{OIDCProvider: defaultOIDC()},

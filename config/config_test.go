@@ -207,14 +207,13 @@ func TestFaults(t *testing.T) {
 		{name: "dotted key", file: "dns.base_domain: a.b\n", want: []string{
 			`config.yaml:1: dns.base_domain: want a line for each part, one below the other: "dns:", then what is in it`,
 		}},
-		{name: "keys of headscale", file: "grpc_listen_addr: :1\nephemeral_node_inactivity_timeout: 30m\noidc:\n  map_legacy_users: true\n  strip_email_domain: true\ndatabase:\n  type: postgres\n  postgres: {host: h}\n" +
+		{name: "keys of headscale", file: "grpc_listen_addr: :1\nephemeral_node_inactivity_timeout: 30m\noidc:\n  map_legacy_users: true\n  strip_email_domain: true\ndatabase:\n  type: postgres\n  postgres: {host: h, max_idle_conns: 3}\n" +
 			"  sqlite: {write_ahead_log: true}\ntls_letsencrypt_hostname: \"\"\ndns_config:\n  nameservers: [1.1.1.1]\n  foo: 1\ndisable_check_updates: true\n", want: []string{
 			`config.yaml:1: grpc_listen_addr: not there: Skein has no gRPC; commands reach the server over unix_socket`,
 			`config.yaml:2: ephemeral_node_inactivity_timeout: is called node.ephemeral.inactivity_timeout here`,
 			`config.yaml:4: oidc.map_legacy_users: not there: a user with the same mail address that has not signed in yet becomes the one who signs in; take the line out`,
 			`config.yaml:5: oidc.strip_email_domain: not there: the name of a user is what stands before the @ anyway; write mail addresses into policies; take the line out`,
-			`config.yaml:7: database.type: postgres is not in this version: want sqlite`,
-			`config.yaml:8: database.postgres: not in this version: PostgreSQL is not supported yet; use database.type: sqlite and database.sqlite.path`,
+			`config.yaml:8: database.postgres.max_idle_conns: not needed: connections that idle are kept for some minutes; take the line out`,
 			`config.yaml:9: database.sqlite.write_ahead_log: not needed: write-ahead logging is always on; take the line out`,
 			`config.yaml:10: tls_letsencrypt_hostname: not in this version: certificates cannot be ordered yet; use tls_cert_path and tls_key_path, or no certificate at all`,
 			`config.yaml:12: dns_config.nameservers: is called dns.nameservers.global here`,
@@ -332,7 +331,12 @@ func TestValues(t *testing.T) {
 		{"derp.update_frequency", "2w", ""},
 		{"database.type", "sqlite3", ""},
 		{"database.type", "mysql", "want sqlite"},
-		{"database.type", "postgres", "not in this version"},
+		{"database.type", "postgres", ""},
+		{"database.postgres.ssl", "yes", "verify-full"},
+		{"database.postgres.ssl", "true", ""},
+		{"database.postgres.port", "0", "1 to 65535"},
+		{"database.postgres.max_open_conns", "1", "at least 3"},
+		{"cluster.step_aside_after", "1s", "5s to 1h"},
 		{"policy.mode", "db", "want file or database"},
 		{"dns.base_domain", "", "want a domain"},
 		{"dns.base_domain", "internal", ""},

@@ -12,6 +12,12 @@ var foreignKeys = map[string]string{
 	"log_level":                            renamed("log.level"),
 	"db_type":                              renamed("database.type"),
 	"db_path":                              renamed("database.sqlite.path"),
+	"db_host":                              renamed("database.postgres.host"),
+	"db_port":                              renamed("database.postgres.port"),
+	"db_name":                              renamed("database.postgres.name"),
+	"db_user":                              renamed("database.postgres.user"),
+	"db_pass":                              renamed("database.postgres.pass"),
+	"db_ssl":                               renamed("database.postgres.ssl"),
 	"ip_prefixes":                          "is called prefixes.v4 and prefixes.v6 here: one network of each kind",
 	"derp.server.stun.listen_addr":         renamed("derp.server.stun_listen_addr"),
 	"dns_config.override_local_dns":        renamed("dns.override_local_dns"),
@@ -32,14 +38,6 @@ var foreignKeys = map[string]string{
 	"tls_letsencrypt_challenge_type": laterACME,
 	"tls_letsencrypt_listen":         laterACME,
 	"tls_client_auth_mode":           later("asking clients for certificates"),
-	"database.postgres.*":            laterPostgres,
-	"database.postgres":              laterPostgres,
-	"db_host":                        laterPostgres,
-	"db_port":                        laterPostgres,
-	"db_name":                        laterPostgres,
-	"db_user":                        laterPostgres,
-	"db_pass":                        laterPostgres,
-	"db_ssl":                         laterPostgres,
 	"cli.*":                          laterRemote,
 	"cli":                            laterRemote,
 	"node.routes.*":                  "is called routes here: routes.failover_after, routes.restart_grace",
@@ -48,27 +46,28 @@ var foreignKeys = map[string]string{
 	"dns.use_username_in_magic_dns":  noUserNames,
 
 	// Not needed.
-	"oidc.strip_email_domain":            "not there: the name of a user is what stands before the @ anyway; write mail addresses into policies; take the line out",
-	"oidc.map_legacy_users":              "not there: a user with the same mail address that has not signed in yet becomes the one who signs in; take the line out",
-	"grpc_listen_addr":                   noGRPC,
-	"grpc_allow_insecure":                noGRPC,
-	"disable_check_updates":              "not needed: Skein never calls home to look for updates; take the line out",
-	"node_update_check_interval":         "not needed: changes reach clients at once; take the line out",
-	"tuning.*":                           "not needed: Skein has no such knobs; take the section out",
-	"tuning":                             "not needed: Skein has no such knobs; take the section out",
-	"database.debug":                     "not there: use log.level: debug",
-	"database.gorm.*":                    "not needed: Skein sets up its database itself; take the section out",
-	"database.gorm":                      "not needed: Skein sets up its database itself; take the section out",
-	"database.sqlite.write_ahead_log":    "not needed: write-ahead logging is always on; take the line out",
-	"database.sqlite.wal_autocheckpoint": "not needed: Skein sets up its database itself; take the line out",
+	"oidc.strip_email_domain":                   "not there: the name of a user is what stands before the @ anyway; write mail addresses into policies; take the line out",
+	"oidc.map_legacy_users":                     "not there: a user with the same mail address that has not signed in yet becomes the one who signs in; take the line out",
+	"grpc_listen_addr":                          noGRPC,
+	"grpc_allow_insecure":                       noGRPC,
+	"disable_check_updates":                     "not needed: Skein never calls home to look for updates; take the line out",
+	"node_update_check_interval":                "not needed: changes reach clients at once; take the line out",
+	"tuning.*":                                  "not needed: Skein has no such knobs; take the section out",
+	"tuning":                                    "not needed: Skein has no such knobs; take the section out",
+	"database.debug":                            "not there: use log.level: debug",
+	"database.gorm.*":                           "not needed: Skein sets up its database itself; take the section out",
+	"database.postgres.max_idle_conns":          "not needed: connections that idle are kept for some minutes; take the line out",
+	"database.postgres.conn_max_idle_time_secs": "not needed: connections that idle are kept for some minutes; take the line out",
+	"database.gorm":                             "not needed: Skein sets up its database itself; take the section out",
+	"database.sqlite.write_ahead_log":           "not needed: write-ahead logging is always on; take the line out",
+	"database.sqlite.wal_autocheckpoint":        "not needed: Skein sets up its database itself; take the line out",
 }
 
 const (
-	laterACME     = "not in this version: certificates cannot be ordered yet; use tls_cert_path and tls_key_path, or no certificate at all"
-	laterPostgres = "not in this version: PostgreSQL is not supported yet; use database.type: sqlite and database.sqlite.path"
-	laterRemote   = "not in this version: commands reach the server over unix_socket, on the same machine"
-	noGRPC        = "not there: Skein has no gRPC; commands reach the server over unix_socket"
-	noUserNames   = "not there: names are unique in the whole tailnet, so the namespace is no part of them"
+	laterACME   = "not in this version: certificates cannot be ordered yet; use tls_cert_path and tls_key_path, or no certificate at all"
+	laterRemote = "not in this version: commands reach the server over unix_socket, on the same machine"
+	noGRPC      = "not there: Skein has no gRPC; commands reach the server over unix_socket"
+	noUserNames = "not there: names are unique in the whole tailnet, so the namespace is no part of them"
 )
 
 func renamed(to string) string { return "is called " + to + " here" }

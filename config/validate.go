@@ -242,15 +242,29 @@ func (k *checker) record(r Record) {
 	}
 }
 
+func (k *checker) database() {
+	d, p := k.c.Database, k.c.Database.Postgres
+	if d.Type != "sqlite3" && d.Type != "postgresql" { // what some are used to write
+		k.oneOf("database.type", d.Type, "sqlite", "postgres")
+	}
+	if p.Port < 1 || p.Port > 65535 {
+		k.fault("database.postgres.port", "%d: want a number from 1 to 65535, such as 5432", p.Port)
+	}
+	k.oneOf("database.postgres.ssl", p.SSL, sslModes...)
+	if p.MaxOpenConns != 0 && p.MaxOpenConns < 3 {
+		k.fault("database.postgres.max_open_conns", "%d: want at least 3, or 0 for the default", p.MaxOpenConns)
+	}
+	if d.IsPostgres() && p.URL == "" && (p.Host == "" || p.Name == "" || p.User == "") {
+		k.fault("database.postgres.host", "want database.postgres.host, .name and .user, or all in database.postgres.url")
+	}
+	if a := k.c.Cluster.StepAsideAfter.Std(); a < 5*time.Second || a > time.Hour {
+		k.fault("cluster.step_aside_after", "%v: want 5s to 1h", k.c.Cluster.StepAsideAfter)
+	}
+}
+
 func (k *checker) rest() {
 	c := k.c
-	switch c.Database.Type {
-	case "sqlite", "sqlite3":
-	case "postgres", "postgresql":
-		k.fault("database.type", "%s is not in this version: want sqlite", c.Database.Type)
-	default:
-		k.oneOf("database.type", c.Database.Type, "sqlite")
-	}
+	k.database()
 	if c.Policy.Mode != "" {
 		k.oneOf("policy.mode", c.Policy.Mode, "file", "database")
 	}
@@ -371,6 +385,7 @@ func (c *Config) CheckFiles() Faults {
 	readable("tls_cert_path", c.TLSCertPath)
 	readable("tls_key_path", c.TLSKeyPath)
 	readable("policy.path", c.Policy.Path)
+	readable("database.postgres.pass_path", c.Database.Postgres.PassPath)
 	for _, p := range c.DERP.Paths {
 		readable("derp.paths", p)
 	}

@@ -105,7 +105,7 @@ func BenchmarkSavePresence(b *testing.B) {
 	}
 	b.ResetTimer()
 	for b.Loop() {
-		if err := d.SavePresence(ctx, 1, p); err != nil {
+		if err := d.SavePresence(ctx, 1, "", p); err != nil {
 			b.Fatal(err)
 		}
 	}

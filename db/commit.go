@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -27,6 +28,9 @@ const (
 //
 // A unique key that is taken is never a conflict: whoever took it within the tailnet would have moved its Rev, so the fault is
 // in ch itself, or a node of another tailnet has the key (then the code is tailnet.Conflict), and to load and try again would not help.
+//
+// If the connection to PostgreSQL breaks, Commit finds out what became of the transaction. Only if the database stays away for
+// long does it give up; then the code is tailnet.Unavailable and the commit may be there or not, which Load tells.
 func (d *DB) Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error) {
 	c, err := d.prepare(id, known, ch)
 	if err != nil {
@@ -37,6 +41,11 @@ func (d *DB) Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *t
 		// Perhaps one row wants what another row of this commit gives up. Rare, so only now it is worth the trouble.
 		c.park = true
 		err = d.transact(ctx, durable, c.run)
+	}
+	for errors.Is(err, errUnknown) {
+		if err = d.settle(ctx, c); errors.Is(err, errNotThere) {
+			err = d.transact(ctx, durable, c.run)
+		}
 	}
 	if err != nil {
 		return 0, d.explainCommit(ctx, c, err)
@@ -63,7 +72,7 @@ type commit struct {
 }
 
 func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*commit, error) {
-	at := ch.When
+	at, unique := ch.When, rand.Text()
 	if at.IsZero() {
 		at = d.now()
 	}
@@ -74,6 +83,7 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 	c.keys, errs[2] = makeRows(id, ch.PutPreAuthKeys, makePreAuthKeyRow)
 	c.creds, errs[5] = makeRows(id, ch.PutCredentials, makeCredentialRow)
 	c.revision, errs[3] = makeRevisionRow(id, c.rev, ch, at)
+	c.revision.CommitID = &unique
 	if ch.PutPolicy != nil {
 		c.policies, errs[4] = makeRows(id, []*tailnet.PolicyVersion{ch.PutPolicy}, makePolicyRow)
 	}
@@ -161,7 +171,7 @@ func (c *commit) deletes(tx *gorm.DB) error {
 	const kept = "stable_id, machine_key, node_key, user_id, tags, hostname, name, ipv4, ipv6, ephemeral, created_at, expires_at"
 	for ids := range slices.Chunk(c.ch.DeleteNodes, maxIDs) {
 		err := tx.Exec("INSERT INTO deleted_nodes (tailnet_id, rev, id, deleted_at, "+kept+") "+
-			"SELECT tailnet_id, ?, id, ?, "+kept+" FROM nodes WHERE tailnet_id = ? AND id IN ?", c.rev, c.at, c.id, ids).Error
+			"SELECT tailnet_id, CAST(? AS BIGINT), id, CAST(? AS TEXT), "+kept+" FROM nodes WHERE tailnet_id = ? AND id IN ?", c.rev, c.at, c.id, ids).Error
 		if err != nil {
 			return err
 		}
@@ -242,7 +252,7 @@ func (d *DB) explainCommit(ctx context.Context, c *commit, err error) error {
 		}
 		return &tailnet.Error{Code: tailnet.Internal, Cause: err,
 			Message: "the change gives one name, address or key to two rows: " + constraint(err)}
-	case sqliteCode(err) == codeConstraintForeignKey:
+	case isForeignKey(err):
 		return &tailnet.Error{Code: tailnet.Internal, Cause: err,
 			Message: "the change leaves a node or an auth key with a user that does not exist"}
 	}
@@ -262,8 +272,11 @@ func (d *DB) takenElsewhere(ctx context.Context, c *commit) string {
 	return ""
 }
 
-// constraint is the part of SQLite's message that names the columns.
+// constraint is the part of the engine's message that names the columns.
 func constraint(err error) string {
+	if pe := pgError(err); pe != nil { // indexes are named TABLE_COLUMN
+		return pe.TableName + "." + strings.TrimPrefix(pe.ConstraintName, pe.TableName+"_")
+	}
 	s := err.Error()
 	if i := strings.Index(s, "failed: "); i >= 0 {
 		s = s[i+len("failed: "):]

@@ -102,7 +102,7 @@ func TestTailnetsAreApart(t *testing.T) {
 	if rev, err := d.Commit(ctx, 2, 0, ch); err != nil || rev != 1 {
 		t.Fatal(rev, err)
 	}
-	if err := d.SavePresence(ctx, 2, map[tailnet.NodeID]tailnet.Presence{1: {Online: true}, 2: {Online: true}}); err != nil {
+	if err := d.SavePresence(ctx, 2, "", map[tailnet.NodeID]tailnet.Presence{1: {Online: true}, 2: {Online: true}}); err != nil {
 		t.Fatal(err)
 	}
 	before := mustLoad(t, d, 1)
@@ -164,7 +164,7 @@ func TestManyRows(t *testing.T) {
 			del = append(del, n.ID)
 		}
 	}
-	if err := d.SavePresence(ctx, 1, p); err != nil {
+	if err := d.SavePresence(ctx, 1, "", p); err != nil {
 		t.Fatal(err)
 	}
 	c := mustLoad(t, d, 1)
@@ -271,7 +271,7 @@ func TestRevisions(t *testing.T) {
 func TestPurgeMany(t *testing.T) {
 	d := openTest(t)
 	mustExec(t, d, "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 2500) "+
-		"INSERT INTO revisions (tailnet_id, rev, at, settings) SELECT 1, x, '2020', 0 FROM c")
+		"INSERT INTO revisions (tailnet_id, rev, at, settings) SELECT 1, x, '2020', FALSE FROM c")
 	if n, err := d.PurgeRevisions(ctx, t0); n != 2500 || err != nil {
 		t.Errorf("purged %d, %v", n, err)
 	}

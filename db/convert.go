@@ -385,6 +385,9 @@ func makePresenceRow(id tailnet.ID, n tailnet.NodeID, p tailnet.Presence) (prese
 		Online:        p.Online,
 		LastSeen:      f.time("last_seen", p.LastSeen),
 		PrimaryRoutes: list(f, "primary_routes", p.Primary),
+		Server:        p.Server,
+		Failing:       p.Failing,
+		Steady:        p.Steady,
 	}, f.err()
 }
 
@@ -394,6 +397,9 @@ func (r *presenceRow) domain() (tailnet.Presence, error) {
 		Online:   r.Online,
 		LastSeen: f.parseTime("last_seen", r.LastSeen),
 		Primary:  parseList[netip.Prefix](f, "primary_routes", r.PrimaryRoutes),
+		Server:   r.Server,
+		Failing:  r.Failing,
+		Steady:   r.Steady,
 	}, f.err()
 }
 

@@ -1,5 +1,6 @@
 // Package db is the durable store: everything a tailnet must still know after a restart, a kill -9 or a power cut, in one
-// SQLite file. It implements state.Store and auth.Store; SQL and gorm end at its door.
+// SQLite file or, for several servers at once, in a PostgreSQL database. It implements state.Store and auth.Store; SQL and
+// gorm end at its door. Statements are written so that both engines take them; the same tests run on both.
 //
 // # Words
 //
@@ -21,9 +22,16 @@
 // (synchronous=FULL); with NORMAL, SQLite's usual choice for WAL, a power cut may take the last commits back, and clients
 // would have been told what the server then does not know. Presence is written with NORMAL.
 //
+// # PostgreSQL
+//
+// All connections read and write. A transaction whose connection breaks before its COMMIT was sent runs again, for some
+// seconds: a database that restarts is waited for. When the connection breaks on COMMIT itself, Commit looks afterwards
+// whether its revision is there, known by a random id, so that no commit is lost or done twice. A query that nobody answers
+// fails after a while, so that a paused database or a cut cable hangs nobody.
+//
 // # Encoding
 //
-// Rows are plain enough to be read with the sqlite3 shell and to be taken to PostgreSQL as they are: keys in their text form
+// Rows are plain enough to be read with the sqlite3 shell or psql, and are the same on both engines: keys in their text form
 // (nodekey:…), addresses as text, lists and Hostinfo as JSON, bytes as hex, absent values as NULL. Times are text in UTC of one
 // fixed width, 2006-01-02T15:04:05.000000000Z: that sorts as text on every engine, keeps the nanoseconds that clients have
 // been sent (PostgreSQL's timestamptz would round them), and needs no arithmetic to be read by a person. An empty list is
@@ -31,7 +39,7 @@
 //
 // # Order of the files
 //
-// db.go opens and closes; lock.go keeps a second process out; migrate.go and migration_NNN.go make the schema; rows.go is the
+// db.go opens and closes; postgres.go is what differs on PostgreSQL; lock.go keeps a second process out; migrate.go and migration_NNN.go make the schema; rows.go is the
 // schema as Go structs; convert.go goes from rows to domain values and back; load.go, commit.go, presence.go, history.go and
 // login.go are the operations.
 package db
@@ -58,23 +66,29 @@ import (
 
 // Our choices for SQLite.
 const (
-	busyTimeout = 5 * time.Second        // patience with another program, such as a sqlite3 shell, that holds a lock
-	readers     = 4                      // connections that read
-	maxIdleWAL  = 16 << 20               // bytes that the write-ahead log keeps after a burst of writes
-	slowWrite   = 500 * time.Millisecond // a write that takes longer is logged
-	fileMode    = os.FileMode(0o600)     // of every file we make: they hold pending logins and hashes of keys
+	busyTimeout    = 5 * time.Second        // patience with another program, such as a sqlite3 shell, that holds a lock
+	readers        = 4                      // connections that read
+	maxIdleWAL     = 16 << 20               // bytes that the write-ahead log keeps after a burst of writes
+	slowWrite      = 500 * time.Millisecond // a write that takes longer is logged
+	healthPatience = 3 * time.Second        // for PostgreSQL to answer a health check
+	fileMode       = os.FileMode(0o600)     // of every file we make: they hold pending logins and hashes of keys
 )
 
 // Options says which database to open.
 type Options struct {
-	Path string           // of the file; its folder must exist
-	Now  func() time.Time // nil: time.Now
-	Log  *slog.Logger     // nil: silent
+	Path string // of the SQLite file; its folder must exist
+	URL  string // of a PostgreSQL database, as libpq writes it (postgres://… or host=…); then Path is not used
+
+	MaxConns int // to PostgreSQL; 0: 10
+
+	Now func() time.Time // nil: time.Now
+	Log *slog.Logger     // nil: silent
 }
 
 // DB is an open database. Its methods may be called from any goroutine.
 type DB struct {
-	path string // absolute, without symbolic links
+	path string    // absolute, without symbolic links; on PostgreSQL, name and address of the database, for people
+	pg   *postgres // nil: SQLite
 	now  func() time.Time
 	log  *slog.Logger
 	lock *fileLock
@@ -106,6 +120,13 @@ func open(ctx context.Context, o Options, ms []migration) (_ *DB, err error) {
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
+	}
+	if o.URL != "" {
+		if err := d.openPostgres(ctx, o, ms); err != nil {
+			_ = d.closeAll() // err says what matters
+			return nil, err
+		}
+		return d, nil
 	}
 	if d.path, err = resolve(o.Path); err != nil {
 		return nil, err
@@ -243,6 +264,12 @@ func (d *DB) Close() error {
 }
 
 func (d *DB) closeAll() error {
+	if d.pg != nil {
+		if d.pg.pool == nil {
+			return nil
+		}
+		return d.pg.pool.Close()
+	}
 	var errs []error
 	if d.closeR != nil {
 		errs = append(errs, d.closeR())
@@ -259,6 +286,12 @@ func (d *DB) closeAll() error {
 
 // Health returns nil if the database answers, is still the file that was opened, and took the last write.
 func (d *DB) Health(ctx context.Context) error {
+	var version int64
+	if d.pg != nil {
+		ctx, cancel := context.WithTimeout(ctx, healthPatience)
+		defer cancel()
+		return d.explain(d.read.WithContext(ctx).Raw("SELECT max(version) FROM schema_migrations").Row().Scan(&version))
+	}
 	if fi, err := os.Stat(d.path); err != nil {
 		return fmt.Errorf("database %s is gone: %w", d.path, unwrapPath(err))
 	} else if !os.SameFile(fi, d.file) {
@@ -267,14 +300,16 @@ func (d *DB) Health(ctx context.Context) error {
 	if why := d.writeFail.Load(); why != nil {
 		return fmt.Errorf("database %s: the last write failed: %w", d.path, *why)
 	}
-	var version int64
 	return d.explain(d.read.WithContext(ctx).Raw("SELECT max(version) FROM schema_migrations").Row().Scan(&version))
 }
 
 // CopyTo writes a complete copy of the database, as it is at one moment, to a new file with mode 0600. It is durable when
 // CopyTo returns, and path does not exist before it is complete. Reading and committing go on meanwhile. It is an error if
-// path exists.
+// path exists, and on PostgreSQL, which has programs of its own for that.
 func (d *DB) CopyTo(ctx context.Context, path string) error {
+	if d.pg != nil {
+		return tailnet.Errorf(tailnet.Invalid, "the database is %s, on PostgreSQL: pg_dump makes a copy of it", d.path)
+	}
 	if exists(path) {
 		return fmt.Errorf("copy of the database: %s exists already", path)
 	}
@@ -338,8 +373,12 @@ func (how durability) pragma() string {
 var errClosed = tailnet.Errorf(tailnet.Unavailable, "the database is closed")
 
 // transact runs f in one write transaction, after those who came first. ctx is asked only while it waits: what has begun is
-// finished, so that the answer is never "perhaps".
+// finished, so that the answer is never "perhaps" (on PostgreSQL it may be, if the connection breaks on COMMIT: errUnknown). f
+// must do nothing but use tx, because it may run again.
 func (d *DB) transact(ctx context.Context, how durability, f func(tx *gorm.DB) error) error {
+	if d.pg != nil {
+		return d.transactPostgres(ctx, how, f)
+	}
 	select {
 	case d.writing <- struct{}{}:
 		defer func() { <-d.writing }()

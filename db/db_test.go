@@ -25,6 +25,7 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/db/pgtest"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -51,7 +52,10 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		pgtest.StopShared()
+		os.Exit(code)
+	}), goleak.IgnoreAnyFunction("github.com/skein-vpn/skein/db/pgtest.(*Server).Run.func1"))
 }
 
 // child is a process of this binary that works on a database.
@@ -101,9 +105,21 @@ func (c *child) kill(t *testing.T) (rest []string) {
 	return rest
 }
 
-func options(path string) Options { return Options{Path: path, Now: func() time.Time { return t0 }} }
+func options(path string) Options {
+	o := Options{Path: path, Now: func() time.Time { return t0 }}
+	if strings.HasPrefix(path, "postgres://") {
+		o.URL = path
+	}
+	return o
+}
 
-func newPath(t testing.TB) string { return filepath.Join(t.TempDir(), "skein.db") }
+// newPath is where a new database may be: a file, or the URL of an empty database on PostgreSQL.
+func newPath(t testing.TB) string {
+	if onPostgres() {
+		return pgtest.Database(t)
+	}
+	return filepath.Join(t.TempDir(), "skein.db")
+}
 
 // openTest opens the database at path, or else a new one, and closes it with the test.
 func openTest(t testing.TB, path ...string) *DB {
@@ -172,6 +188,7 @@ func wantErr(t testing.TB, err error, words ...string) {
 }
 
 func TestOpenRefuses(t *testing.T) {
+	sqliteOnly(t)
 	dir := t.TempDir()
 	write := func(name, content string) string {
 		p := filepath.Join(dir, name)
@@ -232,6 +249,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // TestOpenOddPath has everything in the path that means something in a URI.
 func TestOpenOddPath(t *testing.T) {
+	sqliteOnly(t)
 	dir := filepath.Join(t.TempDir(), "a b?mode=ro&x#%41 ü")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -244,6 +262,7 @@ func TestOpenOddPath(t *testing.T) {
 }
 
 func TestFileModes(t *testing.T) {
+	sqliteOnly(t)
 	defer syscall.Umask(syscall.Umask(0))
 	path := newPath(t)
 	d := openTest(t, path)
@@ -261,6 +280,7 @@ func TestFileModes(t *testing.T) {
 }
 
 func TestWorldReadableWarns(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -287,6 +307,7 @@ func childHold(path string) error {
 }
 
 func TestSecondProcess(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	c := startChild(t, "hold", path)
 	c.line(t)
@@ -338,6 +359,7 @@ func canceled() context.Context {
 // TestDamagedFile overwrites one page after the other. What cannot be read is an error that says what to do, and whatever can be
 // read is right.
 func TestDamagedFile(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	d := openTest(t, path)
 	fill(t, d, 40)
@@ -380,6 +402,7 @@ func TestDamagedFile(t *testing.T) {
 
 // TestLockedByShell has somebody hold a transaction open in a sqlite3 shell.
 func TestLockedByShell(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	d := openTest(t, path)
 	mustExec(t, d, "PRAGMA busy_timeout=1")
@@ -407,6 +430,7 @@ func TestLockedByShell(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	d := openTest(t, path)
 	if err := d.Health(ctx); err != nil {
@@ -447,6 +471,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestCopyTo(t *testing.T) {
+	sqliteOnly(t)
 	d := openTest(t)
 	_, rev := fill(t, d, 10)
 	path := newPath(t)
@@ -467,6 +492,7 @@ func TestCopyTo(t *testing.T) {
 
 // TestDurability checks what the connection that commits is set to; the effect itself would need a power cut.
 func TestDurability(t *testing.T) {
+	sqliteOnly(t)
 	d := openTest(t)
 	nodes, rev := fill(t, d, 1)
 	want := func(how durability, level int) {
@@ -480,7 +506,7 @@ func TestDurability(t *testing.T) {
 		}
 	}
 	want(durable, 2)
-	if err := d.SavePresence(ctx, 1, map[tailnet.NodeID]tailnet.Presence{nodes[0].ID: {Online: true}}); err != nil {
+	if err := d.SavePresence(ctx, 1, "", map[tailnet.NodeID]tailnet.Presence{nodes[0].ID: {Online: true}}); err != nil {
 		t.Fatal(err)
 	}
 	want(soft, 1)
@@ -507,7 +533,7 @@ func childCommit(path string) error {
 		}
 		fmt.Println(rev)
 		if rev%3 == 0 {
-			if err := d.SavePresence(ctx, 1, map[tailnet.NodeID]tailnet.Presence{1: {Online: true, LastSeen: t0}}); err != nil {
+			if err := d.SavePresence(ctx, 1, "", map[tailnet.NodeID]tailnet.Presence{1: {Online: true, LastSeen: t0}}); err != nil {
 				return err
 			}
 		}
@@ -579,7 +605,7 @@ func TestConcurrentUse(t *testing.T) {
 	run(func(int) error { return d.Health(ctx) })
 	run(func(i int) error { _, err := d.DeletedNode(ctx, 1, nodes[i%50].NodeKey); return err })
 	run(func(i int) error {
-		return d.SavePresence(ctx, 1, map[tailnet.NodeID]tailnet.Presence{nodes[i%50].ID: {Online: i%2 == 0, LastSeen: t0}})
+		return d.SavePresence(ctx, 1, "", map[tailnet.NodeID]tailnet.Presence{nodes[i%50].ID: {Online: i%2 == 0, LastSeen: t0}})
 	})
 	run(func(i int) error { return d.PutLogin(ctx, testLogin(fmt.Sprint(i%10), t0)) })
 	run(func(int) error { _, err := d.Logins(ctx, 1); return err })

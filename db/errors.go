@@ -37,6 +37,9 @@ func sqliteCode(err error) int {
 }
 
 func isUnique(err error) bool {
+	if pe := pgError(err); pe != nil {
+		return pe.Code == stateUnique
+	}
 	c := sqliteCode(err)
 	return c == codeConstraintUnique || c == codeConstraintPrimaryKey
 }
@@ -50,8 +53,17 @@ func isFault(err error) bool {
 	return false
 }
 
+// isForeignKey reports whether a row refers to one that does not exist.
+func isForeignKey(err error) bool {
+	pe := pgError(err)
+	return pe != nil && pe.Code == stateForeignKey || sqliteCode(err) == codeConstraintForeignKey
+}
+
 // explain adds to a failure of SQLite which file it is about and what an administrator can do. Other errors stay as they are.
 func (d *DB) explain(err error) error {
+	if d.pg != nil {
+		return d.explainPostgres(err)
+	}
 	var te *tailnet.Error
 	if err == nil || sqliteCode(err) == 0 || errors.As(err, &te) {
 		return err

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"gorm.io/gorm"
 
@@ -15,14 +16,33 @@ import (
 // column of the first of them; nothing is left out silently.
 func (d *DB) Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error) {
 	var c *tailnet.Contents
-	err := d.read.WithContext(ctx).Transaction(func(tx *gorm.DB) (err error) {
+	err := d.readAtOnce(ctx, func(tx *gorm.DB) (err error) {
 		c, err = load(tx, id)
 		return err
-	}, &sql.TxOptions{ReadOnly: true})
+	})
 	if err != nil {
-		return nil, d.explain(err)
+		return nil, err
 	}
 	return c, nil
+}
+
+// readAtOnce runs f in a transaction that reads everything as it was at one moment, again if the connection breaks.
+func (d *DB) readAtOnce(ctx context.Context, f func(tx *gorm.DB) error) error {
+	o := &sql.TxOptions{ReadOnly: true} // SQLite's transactions are of one moment by themselves
+	if d.pg != nil {
+		o.Isolation = sql.LevelRepeatableRead
+	}
+	err := d.read.WithContext(ctx).Transaction(f, o)
+	for end := time.Now().Add(readPatience); d.pg != nil && isLost(err) && ctx.Err() == nil && time.Now().Before(end); {
+		select {
+		case <-time.After(readAgain):
+		case <-ctx.Done():
+		case <-d.closed:
+			return errClosed
+		}
+		err = d.read.WithContext(ctx).Transaction(f, o)
+	}
+	return d.explain(err)
 }
 
 func load(tx *gorm.DB, id tailnet.ID) (*tailnet.Contents, error) {
@@ -66,7 +86,8 @@ func load(tx *gorm.DB, id tailnet.ID) (*tailnet.Contents, error) {
 	for _, p := range pairs {
 		c.Presence[p.node] = p.p
 	}
-	return c, nil
+	c.PresenceSeq, err = presenceSeq(tx, id)
+	return c, err
 }
 
 // loadAll reads all rows of type R that belong to the tailnet, sorted by the column order, and appends to faults what is wrong

@@ -16,11 +16,13 @@ import (
 type migration struct {
 	version int64
 	name    string
-	sql     string // statements, separated by ";" at the end of a line
+	sql     string // statements for both engines, separated by ";" at the end of a line
+
+	postgres string // instead of sql on PostgreSQL, for what the two cannot say alike; mostly empty
 }
 
 // migrations are all of them, in order; each has its file.
-var migrations = []migration{migration001, migration002, migration003, migration004, migration005}
+var migrations = []migration{migration001, migration002, migration003, migration004, migration005, migration006}
 
 const createMigrations = `
 CREATE TABLE schema_migrations (
@@ -97,7 +99,11 @@ func (d *DB) apply(tx *gorm.DB, m migration) error {
 		}
 	}
 	now := formatTime(d.now())
-	for _, s := range strings.Split(m.sql, ";\n") {
+	stmts := m.sql
+	if d.pg != nil && m.postgres != "" {
+		stmts = m.postgres
+	}
+	for _, s := range strings.Split(stmts, ";\n") {
 		if s = strings.TrimSpace(s); s == "" {
 			continue
 		}
@@ -109,10 +115,12 @@ func (d *DB) apply(tx *gorm.DB, m migration) error {
 			return fmt.Errorf("%w, in: %s", err, s)
 		}
 	}
-	if faults, err := foreignKeyFaults(tx); err != nil {
-		return err
-	} else if len(faults) > 0 {
-		return errors.New(strings.Join(faults, "; "))
+	if d.pg == nil { // PostgreSQL never switches foreign keys off
+		if faults, err := foreignKeyFaults(tx); err != nil {
+			return err
+		} else if len(faults) > 0 {
+			return errors.New(strings.Join(faults, "; "))
+		}
 	}
 	return tx.Exec("INSERT INTO schema_migrations (version, name, applied_at) VALUES (?, ?, ?)", m.version, m.name, now).Error
 }
@@ -120,8 +128,12 @@ func (d *DB) apply(tx *gorm.DB, m migration) error {
 // version is the schema's: 0 for an empty database. A database of another program is an error.
 func (d *DB) version(tx *gorm.DB) (int64, error) {
 	var tables []string
-	err := tx.Raw("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name").
-		Scan(&tables).Error
+	query, own := "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name", "file of its own, so name another path"
+	if d.pg != nil {
+		query = "SELECT CAST(table_name AS TEXT) FROM information_schema.tables WHERE table_schema = current_schema() ORDER BY table_name"
+		own = "database (or schema) of its own, so name another one"
+	}
+	err := tx.Raw(query).Scan(&tables).Error
 	if err != nil {
 		return 0, err
 	}
@@ -133,8 +145,8 @@ func (d *DB) version(tx *gorm.DB) (int64, error) {
 		if slices.Contains(tables, "pre_auth_keys") && slices.Contains(tables, "migrations") {
 			whose = "headscale"
 		}
-		return 0, fmt.Errorf("database %s belongs to %s (it has the tables %s); skein needs a file of its own, so name another path",
-			d.path, whose, strings.Join(tables[:min(len(tables), 8)], ", "))
+		return 0, fmt.Errorf("database %s belongs to %s (it has the tables %s); skein needs a %s",
+			d.path, whose, strings.Join(tables[:min(len(tables), 8)], ", "), own)
 	}
 	var v int64
 	if err := tx.Raw("SELECT coalesce(max(version), 0) FROM schema_migrations").Scan(&v).Error; err != nil {

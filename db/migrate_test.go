@@ -35,10 +35,11 @@ func TestMigrationsAreNumbered(t *testing.T) {
 }
 
 func TestMigrate(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	d := openTest(t, path)
 	nodes, rev := fill(t, d, 3)
-	if err := d.SavePresence(ctx, 1, map[tailnet.NodeID]tailnet.Presence{nodes[0].ID: {Online: true}}); err != nil {
+	if err := d.SavePresence(ctx, 1, "", map[tailnet.NodeID]tailnet.Presence{nodes[0].ID: {Online: true}}); err != nil {
 		t.Fatal(err)
 	}
 	want := mustLoad(t, d, 1)
@@ -84,6 +85,7 @@ func TestMigrate(t *testing.T) {
 }
 
 func TestMigrationFails(t *testing.T) {
+	sqliteOnly(t)
 	for name, last := range map[string]string{
 		"bad SQL":              "INSERT INTO nowhere VALUES (1)",
 		"breaks a foreign key": "DELETE FROM users",
@@ -125,6 +127,7 @@ func childMigrate(path string) error {
 }
 
 func TestKillDuringMigration(t *testing.T) {
+	sqliteOnly(t)
 	path := newPath(t)
 	d := openTest(t, path)
 	fill(t, d, 100)
@@ -146,6 +149,7 @@ func TestKillDuringMigration(t *testing.T) {
 // TestFixtures opens the database of each released schema, as testdata/vNNN.sql has it, and compares the outcome with a new
 // database; and checks that the helpers which write such a file and read it do so without loss.
 func TestFixtures(t *testing.T) {
+	sqliteOnly(t)
 	d := openTest(t)
 	fill(t, d, 3)
 	mustCommit(t, d, 1, sampleChanges())

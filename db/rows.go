@@ -103,6 +103,10 @@ type presenceRow struct {
 	Online        bool
 	LastSeen      *string
 	PrimaryRoutes *string // JSON
+	Server        string  // which holds the map session; empty: the only one
+	Failing       bool
+	Steady        bool
+	Seq           int64 // of the save that wrote the row, by presence_seq
 }
 
 func (presenceRow) TableName() string { return "presence" }
@@ -142,6 +146,7 @@ type revisionRow struct {
 	DeletedPreAuthKeys *string
 	PutCredentials     *string
 	DeletedCredentials *string
+	CommitID           *string // random; NULL in revisions from before there were several servers
 }
 
 func (revisionRow) TableName() string { return "revisions" }

@@ -46,6 +46,19 @@ func NewTable(primary map[netip.Prefix]tailnet.NodeID) *Table {
 	return &Table{primary: maps.Clone(primary)}
 }
 
+// With is the table after somebody else has found these nodes to be primaries; a nil map changes nothing.
+func (t *Table) With(primary map[netip.Prefix]tailnet.NodeID) *Table {
+	if len(primary) == 0 {
+		return t
+	}
+	next := map[netip.Prefix]tailnet.NodeID{}
+	if t != nil {
+		maps.Copy(next, t.primary)
+	}
+	maps.Copy(next, primary)
+	return &Table{primary: next}
+}
+
 // Elect returns the table after the prefixes in cands have these candidates and no others, listed in the order in which
 // the nodes were created; prefixes not in cands stay as they are. A prefix without candidates leaves the table. The result is prev itself if nothing changes.
 //

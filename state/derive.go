@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"tailscale.com/types/key"
@@ -35,8 +36,9 @@ func (r routers) add(n *tailnet.Node) {
 	}
 }
 
-// load builds the snapshot of c from nothing, with the policy, DNS and DERP of prev and who prev knew to be online. It
-// also renews what the writer keeps beside the snapshot.
+// load builds the snapshot of c from nothing, with the policy, DNS and DERP of prev and who prev knew to be online (of several
+// servers: who has a session here). Nodes that are as they were keep their pointers, so that sessions send what is new and no
+// more. It also renews what the writer keeps beside the snapshot.
 func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled) *Snapshot {
 	sn := &Snapshot{
 		Seq: prev.Seq + 1, Rev: c.Rev, Tailnet: c.Tailnet,
@@ -56,14 +58,30 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 	st.lowHost = 1
 	st.routers = routers{}
 	was := map[netip.Prefix]tailnet.NodeID{} // primaries so far, for the election
+	var lost []tailnet.NodeID                // have a session here that the store does not know of
 	for _, n := range c.Nodes {
 		e := &Node{Node: n, Class: sn.Policy.ClassOf(n)}
 		p := c.Presence[n.ID]
 		e.Online, e.LastSeen = p.Online, p.LastSeen
+		if st.server != "" {
+			e.Server, e.Failing, e.Steady = p.Server, p.Failing, p.Steady
+		}
 		carried := p.Primary
-		if old := prev.Node(n.ID); old != nil {
-			e.Online, e.LastSeen, e.Failing, e.Steady = old.Online, old.LastSeen, old.Failing, old.Steady
-			carried = old.Primary
+		old := prev.Node(n.ID)
+		_, here := st.here[n.ID]
+		if old != nil && (st.server == "" || here) {
+			e.Online, e.LastSeen, e.Failing, e.Steady, e.Server = old.Online, old.LastSeen, old.Failing, old.Steady, old.Server
+			if p.Server != old.Server || p.Online != old.Online {
+				lost = append(lost, n.ID)
+			}
+		}
+		if old != nil {
+			if st.server == "" {
+				carried = old.Primary
+			}
+			if reflect.DeepEqual(old.Node, n) {
+				e.Node = old.Node
+			}
 		}
 		e.judge(sn, now)
 		st.wakeFor(e.turns())
@@ -85,8 +103,15 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 		st.routers.add(n)
 	}
 	sn.Routes = st.elect(routes.NewTable(was), slices.Collect(maps.Keys(st.routers)), func(id tailnet.NodeID) *Node { return sn.Node(id) })
-	for _, e := range sn.nodes {
+	for i, e := range sn.nodes {
 		e.Primary = primaryOf(e, sn.Routes)
+		if old := prev.Node(e.ID); old != nil && reflect.DeepEqual(old, e) && sn.Policy.SameRules(prev.Policy) {
+			sn.nodes[i] = old
+		}
+	}
+	st.seq = c.PresenceSeq
+	if st.server != "" {
+		st.markDirty(lost...)
 	}
 	return sn
 }
@@ -155,12 +180,12 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		}
 		p := tx.presenceOf(id)
 		changed[id] = &Node{
-			Node: row, Online: p.online, LastSeen: p.lastSeen, Failing: p.failing, Steady: p.steady, Class: sn.Policy.ClassOf(row),
+			Node: row, Online: p.online, LastSeen: p.lastSeen, Failing: p.failing, Steady: p.steady, Server: p.server, Class: sn.Policy.ClassOf(row),
 		}
 		changed[id].judge(sn, tx.now)
 		st.wakeFor(changed[id].turns())
 		prefixes = append(prefixes, row.ActiveRoutes()...)
-		if old == nil || old.Online != p.online {
+		if !tx.follows && (old == nil || old.Online != p.online || st.server != "" && old.presence() != p) {
 			tx.dirty = append(tx.dirty, id)
 		}
 	}
@@ -185,8 +210,8 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		}
 	}
 
-	prefixes = tailnet.SortPrefixes(prefixes)
-	sn.Routes = st.elect(base.Routes, prefixes, func(id tailnet.NodeID) *Node {
+	prefixes = tailnet.SortPrefixes(slices.AppendSeq(prefixes, maps.Keys(tx.claims)))
+	sn.Routes = st.elect(base.Routes.With(tx.claims), prefixes, func(id tailnet.NodeID) *Node {
 		if n, ok := changed[id]; ok {
 			return n
 		}
@@ -196,7 +221,9 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		for _, id := range []tailnet.NodeID{base.Routes.Primary(p), sn.Routes.Primary(p)} {
 			if base.Routes.Primary(p) != sn.Routes.Primary(p) && id != 0 {
 				touch(id)
-				tx.dirty = append(tx.dirty, id)
+				if !tx.follows {
+					tx.dirty = append(tx.dirty, id)
+				}
 			}
 		}
 	}

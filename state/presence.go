@@ -39,7 +39,7 @@ func (st *State) savePresence(run context.Context) {
 			return
 		}
 		select {
-		case <-time.After(saveDelay):
+		case <-time.After(st.saveDelay):
 		case <-run.Done():
 		}
 		st.saveDirty()
@@ -49,8 +49,13 @@ func (st *State) savePresence(run context.Context) {
 func (st *State) saveDirty() {
 	st.dirtyMu.Lock()
 	ids := slices.Collect(maps.Keys(st.dirty))
-	clear(st.dirty)
+	st.saving, st.dirty = st.dirty, map[tailnet.NodeID]struct{}{}
 	st.dirtyMu.Unlock()
+	defer func() {
+		st.dirtyMu.Lock()
+		st.saving = nil
+		st.dirtyMu.Unlock()
+	}()
 	sn := st.Snapshot()
 	save := make(map[tailnet.NodeID]tailnet.Presence, len(ids))
 	for _, id := range ids {
@@ -63,10 +68,21 @@ func (st *State) saveDirty() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
-	if err := st.store.SavePresence(ctx, st.id, save); err != nil {
+	if err := st.store.SavePresence(ctx, st.id, st.server, save); err != nil {
 		st.log.Warn("saving who is online failed; it will be tried again", "err", err)
 		st.markDirty(ids...)
+		return
 	}
+	st.changed()
+}
+
+// unsaved reports whether the store does not have the node's presence as the snapshot does.
+func (st *State) unsaved(id tailnet.NodeID) bool {
+	st.dirtyMu.Lock()
+	defer st.dirtyMu.Unlock()
+	_, dirty := st.dirty[id]
+	_, saving := st.saving[id]
+	return dirty || saving
 }
 
 // endGrace takes nodes offline that were online before the start and have not come back within grace.
@@ -101,7 +117,7 @@ func (st *State) reapEphemeral(run context.Context, timeout time.Duration) {
 		case <-run.Done():
 			return
 		}
-		if len(st.Snapshot().idleEphemeral(st.now(), timeout)) == 0 {
+		if !st.leads() || len(st.Snapshot().idleEphemeral(st.now(), timeout)) == 0 {
 			continue
 		}
 		err := st.Update(run, "ephemeral nodes were inactive", func(tx *Tx) error {

@@ -68,12 +68,12 @@ type blockingStore struct {
 	during func()
 }
 
-func (s *blockingStore) SavePresence(c context.Context, id tailnet.ID, p map[tailnet.NodeID]tailnet.Presence) error {
+func (s *blockingStore) SavePresence(c context.Context, id tailnet.ID, server string, p map[tailnet.NodeID]tailnet.Presence) error {
 	if f := s.during; f != nil {
 		s.during = nil
 		f()
 	}
-	return s.Store.SavePresence(c, id, p)
+	return s.Store.SavePresence(c, id, server, p)
 }
 
 // A change while a save is under way is saved soon after, and a save that failed is tried again without a new change.

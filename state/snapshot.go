@@ -26,6 +26,7 @@ type Node struct {
 	Steady   bool           // usable for so long that it may take back the prefixes it was first to carry
 	Primary  []netip.Prefix // approved routes that it carries now, exit routes among them; sorted
 	Class    policy.Class
+	Server   string // which holds its map session, or held the last one; empty where there is one server only
 
 	// What follows from its row, its user and the time: see Active.
 	Approved bool           // it may take part: approved where that is asked for, and its user is active
@@ -38,7 +39,7 @@ func (n *Node) Active() bool { return n.Approved && !n.Ended }
 
 // Presence is the node's soft state, as the store keeps it.
 func (n *Node) Presence() tailnet.Presence {
-	return tailnet.Presence{Online: n.Online, LastSeen: n.LastSeen, Primary: n.Primary}
+	return tailnet.Presence{Online: n.Online, LastSeen: n.LastSeen, Primary: n.Primary, Server: n.Server, Failing: n.Failing, Steady: n.Steady}
 }
 
 // Published reports whether peers may be told about the node: a peer without a disco key has no path for good

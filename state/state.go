@@ -59,6 +59,12 @@ type Options struct {
 	RestartGrace     time.Duration // how long nodes are presumed online after a start; 0: not at all
 	EphemeralTimeout time.Duration // how long an ephemeral node may be offline; 0: for ever
 
+	// For several servers on one store; all may be zero where there is one.
+	Server    string        // this one's id, new with each start
+	SaveDelay time.Duration // how long a change of presence may stay unsaved; 0: a second
+	Changed   func()        // something was committed or saved, which other servers want to know; must not block
+	Leads     func() bool   // this server does what only one may do; nil: it does
+
 	Now func() time.Time // nil: time.Now
 	Log *slog.Logger     // nil: slog.Default
 }
@@ -74,6 +80,11 @@ type State struct {
 	policyOptions  policy.Options
 	policyFromFile bool
 
+	server    string
+	saveDelay time.Duration
+	changed   func()
+	leads     func() bool
+
 	snapshot atomic.Pointer[Snapshot]
 	ops      chan *op
 	stop     context.CancelFunc
@@ -85,6 +96,8 @@ type State struct {
 	lowHost  uint64                      // no host part below it is free
 	routers  routers                     // who offers which prefix
 	presumed map[tailnet.NodeID]struct{} // online as saved, not heard of since the start
+	here     map[tailnet.NodeID]struct{} // have a map session at this server
+	seq      int64                       // save of presence that the snapshot has seen
 
 	wake     chan struct{} // one slot: there is presence to save
 	alarmMu  sync.Mutex
@@ -93,15 +106,16 @@ type State struct {
 
 	dirtyMu sync.Mutex
 	dirty   map[tailnet.NodeID]struct{} // guarded by dirtyMu: presence not saved yet
+	saving  map[tailnet.NodeID]struct{} // guarded by dirtyMu: presence that is being saved
 }
 
 // op is one Update that waits for the writer.
 type op struct {
 	ctx  context.Context
 	why  string
-	f    func(*Tx) error
-	done chan error // buffered, one value
-	err  error      // of f
+	f    func(*Tx) error // nil: only take over what other servers have done
+	done chan error      // buffered, one value
+	err  error           // of f
 
 	stage atomic.Int32 // opWaiting, then one of the others for good
 }
@@ -134,14 +148,24 @@ func Open(ctx context.Context, o Options) (*State, error) {
 	st := &State{
 		store: o.Store, id: o.Tailnet, addressing: o.Addressing, now: o.Now, log: o.Log,
 		ops: make(chan *op, maxGroup), stop: stop, stopped: run.Done(), gone: make(chan struct{}),
-		lowHost: 1, wake: make(chan struct{}, 1), dirty: map[tailnet.NodeID]struct{}{},
+		lowHost: 1, wake: make(chan struct{}, 1), dirty: map[tailnet.NodeID]struct{}{}, here: map[tailnet.NodeID]struct{}{},
 		alarmSet: make(chan struct{}, 1),
+		server:   o.Server, saveDelay: o.SaveDelay, changed: o.Changed, leads: o.Leads,
+	}
+	if st.saveDelay == 0 {
+		st.saveDelay = saveDelay
+	}
+	if st.changed == nil {
+		st.changed = func() {}
+	}
+	if st.leads == nil {
+		st.leads = func() bool { return true }
 	}
 	st.policyOptions, st.policyFromFile = o.PolicyOptions, o.PolicyFromFile
 	sn := st.load(c, &Snapshot{dnsBase: o.DNS, fileRecords: o.Records, DERP: o.DERP}, st.loadPolicy(ctx, c, o.PolicyFile))
 	st.presumed = map[tailnet.NodeID]struct{}{}
 	for _, n := range sn.nodes {
-		if n.Online {
+		if n.Online && st.server == "" { // of several servers, the others judge who is gone
 			st.presumed[n.ID] = struct{}{}
 		}
 	}
@@ -149,7 +173,9 @@ func Open(ctx context.Context, o Options) (*State, error) {
 	st.start(func() { st.write(run) })
 	st.start(func() { st.savePresence(run) })
 	st.start(func() { st.runClock(run) })
-	st.start(func() { st.endGrace(run, o.RestartGrace) })
+	if st.server == "" {
+		st.start(func() { st.endGrace(run, o.RestartGrace) })
+	}
 	if o.EphemeralTimeout > 0 {
 		st.start(func() { st.reapEphemeral(run, o.EphemeralTimeout) })
 	}
@@ -183,7 +209,11 @@ func (st *State) DeletedNode(ctx context.Context, k key.NodePublic) (*tailnet.No
 // error is returned as it is. If ctx ends before the writer has taken f up, Update returns its error and f never runs; after
 // that it waits for the outcome, so that f may write to variables of its caller.
 func (st *State) Update(ctx context.Context, why string, f func(*Tx) error) error {
-	o := &op{ctx: ctx, why: why, f: f, done: make(chan error, 1)}
+	return st.enqueue(ctx, &op{ctx: ctx, why: why, f: f, done: make(chan error, 1)})
+}
+
+// enqueue hands o to the writer and waits for its answer.
+func (st *State) enqueue(ctx context.Context, o *op) error {
 	select {
 	case <-st.stopped:
 		return ErrClosed
@@ -257,17 +287,16 @@ const commitTimeout = time.Minute
 func (st *State) commit(group []*op) {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
-	base := st.snapshot.Load()
+	group, base := st.follow(ctx, group)
+	if len(group) == 0 {
+		return
+	}
 	tx, err := st.tryCommit(ctx, base, group)
 	for errors.Is(err, ErrConflict) && ctx.Err() == nil {
-		st.log.Info("another server was faster; running the updates again", "rev", base.Rev)
-		var c *tailnet.Contents
-		if c, err = st.store.Load(ctx, st.id); err == nil {
-			// Published before anything else happens: what the writer keeps beside the snapshot (routers, lowHost) is the
-			// loaded one's from here on, whatever becomes of these updates.
-			loaded := st.load(c, base, st.reloadPolicy(ctx, c, base))
-			st.publish(base, loaded)
-			base = loaded
+		st.log.Debug("another server was faster; running the updates again", "rev", base.Rev)
+		// Published before anything else happens: what the writer keeps beside the snapshot (routers, lowHost) is that one's from
+		// here on, whatever becomes of these updates.
+		if base, err = st.catchUp(ctx, base); err == nil {
 			tx, err = st.tryCommit(ctx, base, group)
 		}
 	}
@@ -309,6 +338,7 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 		if rev, err = st.store.Commit(ctx, st.id, base.Rev, ch); err != nil {
 			return tx, err
 		}
+		st.changed()
 	}
 	st.publish(base, st.derive(base, tx, rev))
 	st.lowHost = tx.lowHost
@@ -319,8 +349,13 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 
 // hear takes the nodes that tx heard of out of those that are only presumed to be online.
 func (st *State) hear(tx *Tx) {
-	for _, id := range tx.heard {
-		delete(st.presumed, id)
+	for _, h := range tx.heard {
+		delete(st.presumed, h.id)
+		if h.online {
+			st.here[h.id] = struct{}{}
+		} else {
+			delete(st.here, h.id)
+		}
 	}
 }
 

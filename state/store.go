@@ -18,14 +18,20 @@ type Store interface {
 	// ErrConflict; any other error has written nothing either. Deleted nodes leave a tombstone.
 	Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (tailnet.Rev, error)
 
+	// Since is what happened after the Rev and the save of presence given. The error is tailnet.ErrGap if that cannot be told row
+	// by row: then Load tells.
+	Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, presence int64) (*tailnet.Step, error)
+
 	// Policies are the versions of the policy, the newest first, at most limit of them.
 	Policies(ctx context.Context, id tailnet.ID, limit int) ([]*tailnet.PolicyVersion, error)
 
 	// Policy is one version of the policy; a tailnet.NotFound error if there is none with this number.
 	Policy(ctx context.Context, id tailnet.ID, version tailnet.PolicyID) (*tailnet.PolicyVersion, error)
 
-	// SavePresence writes soft state, without a new Rev. Unknown ids are ignored.
-	SavePresence(ctx context.Context, id tailnet.ID, p map[tailnet.NodeID]tailnet.Presence) error
+	// SavePresence writes soft state, without a new Rev, on behalf of a server (empty: the only one). Of nodes whose map session
+	// that server holds it writes everything, unless the node is offline and another server has taken it over meanwhile; of other
+	// nodes only the routes that they carry. Unknown ids are ignored.
+	SavePresence(ctx context.Context, id tailnet.ID, server string, p map[tailnet.NodeID]tailnet.Presence) error
 
 	// DeletedNode is the node that was deleted while it had this NodeKey, or nil if there was none (or it is long ago).
 	DeletedNode(ctx context.Context, id tailnet.ID, k key.NodePublic) (*tailnet.Node, error)

@@ -44,9 +44,11 @@ type Tx struct {
 	byName    map[string]tailnet.NodeID
 	byAddr    map[netip.Addr]tailnet.NodeID
 
-	lowHost uint64           // as State.lowHost, with the changes so far
-	heard   []tailnet.NodeID // said to be online or offline: no longer presumed
-	dirty   []tailnet.NodeID // whose presence is to be saved, once derive has run
+	lowHost uint64                          // as State.lowHost, with the changes so far
+	heard   []heard                         // said to be online or offline: no longer presumed
+	follows bool                            // the changes are another server's: committed, and saved, already
+	claims  map[netip.Prefix]tailnet.NodeID // who carries what according to other servers
+	dirty   []tailnet.NodeID                // whose presence is to be saved, once derive has run
 
 	undo []func()
 }
@@ -55,6 +57,13 @@ type Tx struct {
 type presence struct {
 	online, failing, steady bool
 	lastSeen                time.Time
+	server                  string // that holds, or held last, the map session
+}
+
+// heard is what was said of a node's map session here.
+type heard struct {
+	id     tailnet.NodeID
+	online bool
 }
 
 func newTx(st *State, base *Snapshot, now time.Time) *Tx {
@@ -188,6 +197,12 @@ func (tx *Tx) PutNode(n *tailnet.Node) error {
 	if old != nil {
 		tx.unindex(old)
 	}
+	tx.index(n)
+	return nil
+}
+
+// index stores n and makes it known under all its names.
+func (tx *Tx) index(n *tailnet.Node) {
 	put(tx, tx.nodes, n.ID, n)
 	put(tx, tx.byKey, n.NodeKey, n.ID)
 	put(tx, tx.byName, n.Name, n.ID)
@@ -197,7 +212,6 @@ func (tx *Tx) PutNode(n *tailnet.Node) error {
 	ids := slices.Clone(lookup(tx.byMachine, tx.base.byMachine, n.MachineKey))
 	i, _ := slices.BinarySearch(ids, n.ID)
 	put(tx, tx.byMachine, n.MachineKey, slices.Insert(ids, i, n.ID))
-	return nil
 }
 
 // checkNode refuses a node that would break an invariant of the tailnet; it guards against our own mistakes.
@@ -419,16 +433,23 @@ func (tx *Tx) presenceOf(id tailnet.NodeID) presence {
 		return p
 	}
 	if n := tx.base.Node(id); n != nil {
-		return presence{online: n.Online, failing: n.Failing, steady: n.Steady, lastSeen: n.LastSeen}
+		return n.presence()
 	}
 	return presence{}
 }
 
-// SetOnline says whether the node has a map session. A node that comes online is neither failing nor steady yet.
+// SetOnline says whether the node has a map session at this server. A node that comes online is neither failing nor steady yet.
+// One that has a session at another server stays online when the one here ends.
 func (tx *Tx) SetOnline(id tailnet.NodeID, online bool) {
-	tx.heard = append(tx.heard, id)
-	if p := tx.presenceOf(id); p.online != online && tx.Node(id) != nil {
-		put(tx, tx.presence, id, presence{online: online, lastSeen: tx.now})
+	tx.heard = append(tx.heard, heard{id, online})
+	p := tx.presenceOf(id)
+	switch {
+	case tx.Node(id) == nil, !online && !p.online, !online && p.server != tx.st.server:
+	case online && p.online && p.server != tx.st.server: // it has moved here
+		p.server = tx.st.server
+		put(tx, tx.presence, id, p)
+	case p.online != online:
+		put(tx, tx.presence, id, presence{online: online, lastSeen: tx.now, server: tx.st.server})
 	}
 }
 
@@ -436,7 +457,7 @@ func (tx *Tx) SetOnline(id tailnet.NodeID, online bool) {
 // node only if it was seen since the old one.
 func (tx *Tx) Seen(id tailnet.NodeID) {
 	if p := tx.presenceOf(id); !p.online && tx.Node(id) != nil {
-		p.lastSeen = tx.now
+		p.lastSeen, p.server = tx.now, tx.st.server
 		put(tx, tx.presence, id, p)
 	}
 }

@@ -50,3 +50,6 @@ func CodeOf(err error) Code {
 
 // ErrConflict is what a store's Commit returns if somebody else has changed the tailnet: nothing was written, load and try again.
 var ErrConflict = errors.New("the tailnet has been changed by somebody else")
+
+// ErrGap is what a store's Since returns if it cannot tell row by row what has happened: read everything.
+var ErrGap = errors.New("too much has happened to the tailnet, or its history is gone")

@@ -230,6 +230,9 @@ type Presence struct {
 	Online   bool
 	LastSeen time.Time      // while Online: when it came online
 	Primary  []netip.Prefix // routes that it carries, sorted
+	Server   string         // instance that holds, or held last, its map session; empty where there is one server only
+	Failing  bool           // online, but as a router it does not answer probes
+	Steady   bool           // usable for so long that it may take back what it was first to carry
 }
 
 // PreAuthKey lets nodes join without a person. The secret is not kept, only its SHA-256: it has 128 random bits and more.
@@ -345,6 +348,32 @@ type Contents struct {
 	Credentials []*Credential       // sorted by id
 	Policy      *PolicyVersion      // the newest; nil if none was ever set
 	Presence    map[NodeID]Presence // as saved last
+	PresenceSeq int64               // of the newest save of presence in it
+}
+
+// Step is what happened to a tailnet since a Rev and a save of presence that somebody knew.
+type Step struct {
+	Rev     Rev     // as it is now; the known one if nothing was committed
+	Changes Changes // from the known Rev to Rev: rows as they are now, without Why and When
+
+	PresenceSeq int64        // of the newest save of presence in it
+	Presence    []NodeOnline // saved since, the oldest first
+}
+
+// NodeOnline is the presence of one node.
+type NodeOnline struct {
+	Node NodeID
+	Presence
+}
+
+// Server is one of several servers on one database.
+type Server struct {
+	ID      string // random, new with each start
+	Name    string // chosen by people, unique among those that run
+	Info    string // what the others must know of it, in a form that is theirs
+	Started time.Time
+	Beat    time.Time // when it was last heard of, by the database's clock
+	Alive   bool      // it was heard of lately enough
 }
 
 // FormatPrefixes writes prefixes the way people read them, separated by ", ".

@@ -111,8 +111,14 @@ func (s *server) openFiles(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("the data folder cannot be made (data_dir): %w", err)
 	}
-	s.db, err = db.Open(ctx, db.Options{Path: s.cfg.Database.SQLite.Path, Log: s.log})
-	if err != nil {
+	o := db.Options{Path: s.cfg.Database.SQLite.Path, Log: s.log}
+	if d := s.cfg.Database; d.IsPostgres() {
+		if o.URL, err = d.Postgres.DSN(); err != nil {
+			return err
+		}
+		o.MaxConns = d.Postgres.MaxOpenConns
+	}
+	if s.db, err = db.Open(ctx, o); err != nil {
 		return err
 	}
 	s.onClose(s.db.Close)

@@ -9,6 +9,7 @@
 package statetest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding"
@@ -49,6 +50,7 @@ type Store struct {
 	taken    map[unique]tailnet.NodeID
 	fail     int
 	failSave int
+	seq      int64 // of saves of presence
 	failLoad int
 	before   func(known tailnet.Rev, ch *tailnet.Changes) error
 	gate     chan struct{}
@@ -131,7 +133,7 @@ func (s *Store) FailCommits(n int) { s.set(func() { s.fail = n }) }
 // FailSaves makes the next n SavePresence fail with ErrFailed.
 func (s *Store) FailSaves(n int) { s.set(func() { s.failSave = n }) }
 
-// FailLoads makes the next n Loads fail with ErrFailed.
+// FailLoads makes the next n Load or Sinces fail with ErrFailed.
 func (s *Store) FailLoads(n int) { s.set(func() { s.failLoad = n }) }
 
 // BeforeCommit has f called before each commit of ours, with nothing locked: it may Intrude, and an error of it is the
@@ -487,16 +489,102 @@ func (s *Store) noteLocked(nodes []*tailnet.Node) {
 	}
 }
 
+// Since implements state.Store. Of presence it tells everything whenever there is something new.
+func (s *Store) Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, presence int64) (*tailnet.Step, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failLoad > 0 {
+		s.failLoad--
+		return nil, ErrFailed
+	}
+	if !s.keep || known > s.c.rev {
+		return nil, tailnet.ErrGap
+	}
+	step := &tailnet.Step{Rev: s.c.rev, PresenceSeq: s.seq}
+	nodes, users, keys := map[tailnet.NodeID]bool{}, map[tailnet.UserID]bool{}, map[tailnet.PreAuthKeyID]bool{}
+	creds := map[string]bool{}
+	seen := tailnet.Rev(0)
+	for _, c := range s.commits {
+		if c.Rev <= known {
+			continue
+		}
+		seen++
+		ch := c.Changes
+		for _, n := range ch.PutNodes {
+			nodes[n.ID] = true
+		}
+		for _, u := range ch.PutUsers {
+			users[u.ID] = true
+		}
+		for _, k := range ch.PutPreAuthKeys {
+			keys[k.ID] = true
+		}
+		for _, n := range ch.DeleteNodes {
+			nodes[n] = true
+		}
+		for _, u := range ch.DeleteUsers {
+			users[u] = true
+		}
+		for _, k := range ch.DeletePreAuth {
+			keys[k] = true
+		}
+		for _, c := range ch.PutCredentials {
+			creds[c.ID] = true
+		}
+		for _, c := range ch.DeleteCredentials {
+			creds[c] = true
+		}
+		if ch.Tailnet != nil {
+			step.Changes.Tailnet = copyOf(&s.c.tailnet)
+			if n := len(s.c.policies); n > 0 {
+				step.Changes.PutPolicy = copyOf(s.c.policies[n-1])
+			}
+		}
+	}
+	if seen != s.c.rev-known {
+		return nil, tailnet.ErrGap
+	}
+	step.Changes.PutNodes, step.Changes.DeleteNodes = since(nodes, s.c.nodes, copyNode)
+	step.Changes.PutUsers, step.Changes.DeleteUsers = since(users, s.c.users, copyOf[tailnet.User])
+	step.Changes.PutPreAuthKeys, step.Changes.DeletePreAuth = since(keys, s.c.keys, copyOf[tailnet.PreAuthKey])
+	step.Changes.PutCredentials, step.Changes.DeleteCredentials = since(creds, s.c.creds, copyOf[tailnet.Credential])
+	if presence != s.seq {
+		for _, id := range slices.Sorted(maps.Keys(s.c.presence)) {
+			step.Presence = append(step.Presence, tailnet.NodeOnline{Node: id, Presence: s.c.presence[id]})
+		}
+	}
+	return step, nil
+}
+
+// since are copies of those touched that are there, sorted by id, and the ids of the others.
+func since[K cmp.Ordered, V any](touched map[K]bool, rows map[K]*V, copyRow func(*V) *V) (there []*V, gone []K) {
+	for _, id := range slices.Sorted(maps.Keys(touched)) {
+		if v := rows[id]; v != nil {
+			there = append(there, copyRow(v))
+		} else {
+			gone = append(gone, id)
+		}
+	}
+	return there, gone
+}
+
 // SavePresence implements state.Store.
-func (s *Store) SavePresence(ctx context.Context, id tailnet.ID, p map[tailnet.NodeID]tailnet.Presence) error {
+func (s *Store) SavePresence(ctx context.Context, id tailnet.ID, server string, p map[tailnet.NodeID]tailnet.Presence) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failSave > 0 {
 		s.failSave--
 		return ErrFailed
 	}
+	s.seq++
 	for nid, v := range p {
-		if s.c.nodes[nid] != nil {
+		old := s.c.presence[nid]
+		switch {
+		case s.c.nodes[nid] == nil:
+		case v.Server != server:
+			old.Primary = v.Primary
+			s.c.presence[nid] = old
+		case v.Online || old.Server == v.Server || !old.Online:
 			s.c.presence[nid] = v
 		}
 	}
