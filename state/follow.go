@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/skein-vpn/skein/tailnet"
@@ -91,6 +92,9 @@ func (st *State) otherPolicy(base *Snapshot, step *tailnet.Step) bool {
 func (tx *Tx) adopt(ch *tailnet.Changes) {
 	if ch.Tailnet != nil {
 		tx.tailnet = *ch.Tailnet
+		if reflect.DeepEqual(tx.tailnet.Settings, tx.base.Tailnet.Settings) { // mostly a counter moved; then DNS stays the same value
+			tx.tailnet.Settings = tx.base.Tailnet.Settings
+		}
 	}
 	for _, n := range ch.PutNodes {
 		if old := tx.Node(n.ID); old != nil {
