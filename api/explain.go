@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -44,6 +45,19 @@ type (
 		Text   string `json:"text"`   // all of it in words
 		Source string `json:"source"` // that line of the policy
 	}
+	// ExplainedSSH is a rule that lets Src open sessions on Dst. Of several the first that has the user decides.
+	ExplainedSSH struct {
+		PolicyRule
+		Users       []string `json:"users"`       // as whom: names, "any user but root"
+		Action      string   `json:"action"`      // accept or check
+		CheckPeriod string   `json:"checkPeriod"` // of check: such as 12h, or always; empty: none
+	}
+	// ExplainedCapability is a capability of an application that Src is granted at Dst.
+	ExplainedCapability struct {
+		PolicyRule
+		Name   string            `json:"name"`
+		Values []json.RawMessage `json:"values"`
+	}
 	// Explanation says whether one node may reach another, or an address.
 	Explanation struct {
 		Src     ExplainEnd    `json:"src"`
@@ -55,7 +69,10 @@ type (
 		Near    []PolicyRule  `json:"near"`    // that open other ports or protocols for the same two
 		Through []*ExplainEnd `json:"through"` // routers or exit nodes that Dst lies behind
 		Why     string        `json:"why"`     // if there is no rule to tell
-		Notes   []string      `json:"notes"`   // what keeps them apart beside the policy
+
+		SSH          []ExplainedSSH        `json:"ssh"`          // where Dst is a node; empty if another port was asked about
+		Capabilities []ExplainedCapability `json:"capabilities"` // where Dst is a node
+		Notes        []string              `json:"notes"`        // what keeps them apart beside the policy
 	}
 	// ExplainAnswer has an Explanation for each pair of nodes.
 	ExplainAnswer struct {
@@ -302,6 +319,9 @@ func (s *server) explainPair(q *question, src *state.Node, dst destination) (out
 		x := q.empty(src, dst)
 		x.Notes = s.notes(src, dst)
 		q.ask(x, src, a)
+		if dst.node != nil && len(out) == 0 { // they are about nodes, not about addresses
+			q.askNode(x, src, dst.node)
+		}
 		same := func(o *Explanation) bool {
 			return o.Allowed == x.Allowed && o.Why == x.Why && slices.Equal(o.Rules, x.Rules) && slices.Equal(o.Near, x.Near)
 		}
@@ -316,7 +336,8 @@ func (s *server) explainPair(q *question, src *state.Node, dst destination) (out
 }
 
 func (q *question) empty(src *state.Node, dst destination) *Explanation {
-	x := &Explanation{Src: *endOf(src), Port: int(q.port), Proto: q.name, Rules: []PolicyRule{}, Near: []PolicyRule{}, Through: []*ExplainEnd{}, Notes: []string{}}
+	x := &Explanation{Src: *endOf(src), Port: int(q.port), Proto: q.name, Rules: []PolicyRule{}, Near: []PolicyRule{}, Through: []*ExplainEnd{}, Notes: []string{},
+		SSH: []ExplainedSSH{}, Capabilities: []ExplainedCapability{}}
 	if dst.node != nil {
 		x.Dst = *endOf(dst.node)
 	}
@@ -382,6 +403,55 @@ func routersOf(sn *state.Snapshot, dst netip.Addr) (out []tailnet.NodeID) {
 	return slices.Compact(out)
 }
 
+// sshPort is where SSH sessions begin.
+const sshPort = 22
+
+// askNode fills x with what the policy says beside the network: sessions of SSH, and capabilities.
+func (q *question) askNode(x *Explanation, src, dst *state.Node) {
+	for _, g := range q.sn.Policy.ExplainCapabilities(src.Node, dst.Node) {
+		values := []json.RawMessage{}
+		for _, v := range g.Values {
+			values = append(values, json.RawMessage(v))
+		}
+		rule := PolicyRule{Rule: g.Label, Line: g.Line, Text: g.String(), Source: q.line(g.Line)}
+		x.Capabilities = append(x.Capabilities, ExplainedCapability{rule, g.Name, values})
+	}
+	if q.port != 0 && q.port != sshPort || q.proto != 0 && q.proto != 6 {
+		return
+	}
+	for _, r := range q.sn.Policy.ExplainSSH(src.Node, dst.Node) {
+		one := ExplainedSSH{PolicyRule: PolicyRule{Rule: r.Label, Line: r.Line, Text: r.String(), Source: q.line(r.Line)}, Users: list(r.Users), Action: "accept"}
+		if r.Check {
+			one.Action, one.CheckPeriod = "check", r.PeriodText()
+		}
+		x.SSH = append(x.SSH, one)
+	}
+	if len(x.SSH) == 0 {
+		return
+	}
+	if dst.Hostinfo == nil || len(dst.Hostinfo.SSH_HostKeys) == 0 {
+		x.Notes = append(x.Notes, fmt.Sprintf("%s does not serve SSH sessions of the tailnet: tailscale set --ssh, there", dst.ShortName()))
+	}
+	for _, a := range q.sn.Policy.AddrsOf(dst.Node) {
+		if q.sn.Policy.Explain(src.Node, a, 6, sshPort).Allowed {
+			return
+		}
+	}
+	x.Notes = append(x.Notes, "no rule of acls or grants opens tcp 22 between them, which a session needs")
+}
+
+// line is that line of the policy, shortened; empty if there is none.
+func (q *question) line(n int) string {
+	if n < 1 || n > len(q.lines) {
+		return ""
+	}
+	s := strings.TrimSpace(q.lines[n-1])
+	if len(s) > maxLine {
+		s = strings.ToValidUTF8(s[:maxLine], "") + "…"
+	}
+	return s
+}
+
 func (q *question) rules(refs []policy.RuleRef) []PolicyRule {
 	out := []PolicyRule{}
 	for _, ref := range refs {
@@ -392,12 +462,7 @@ func (q *question) rules(refs []policy.RuleRef) []PolicyRule {
 				rule.Text = "no policy is set, so that everybody reaches everybody"
 			}
 		}
-		if ref.Line > 0 && ref.Line <= len(q.lines) {
-			rule.Source = strings.TrimSpace(q.lines[ref.Line-1])
-			if len(rule.Source) > maxLine {
-				rule.Source = strings.ToValidUTF8(rule.Source[:maxLine], "") + "…"
-			}
-		}
+		rule.Source = q.line(ref.Line)
 		out = append(out, rule)
 	}
 	return out

@@ -34,10 +34,6 @@ const (
 // maxFailures is how many failing tests are told of one policy.
 const maxFailures = 50
 
-// maxTellUsers is up to how many users SetPolicy tells what opens and closes: telling costs their square, and who set a policy
-// should not wait for an answer until nobody reads it. DiffPolicy tells whatever it costs.
-const maxTellUsers = 2000
-
 // PolicyText is a policy: the newest, or a version of it.
 type PolicyText struct {
 	Text      string     `json:"policy"`    // HuJSON as it was given; empty: none, everybody reaches everybody
@@ -164,6 +160,8 @@ type (
 		Text    string `json:"policy"`
 		None    bool   `json:"none,omitempty"`
 		Version ID     `json:"version,omitempty"`
+
+		AllowUnknownUsers bool `json:"allowUnknownUsers,omitempty"` // as of SetPolicyRequest
 	}
 	// SetPolicyRequest replaces the policy. An empty Text is refused, because it would open everything: None asks for that.
 	SetPolicyRequest struct {
@@ -173,6 +171,10 @@ type (
 		Author  string `json:"author,omitempty"`  // for whom it is done; who called is added
 		IfMatch Ref    `json:"ifMatch,omitempty"` // version or etag of the text to replace; another one is refused with 412
 		Changes bool   `json:"changes,omitempty"` // tell what opens and closes
+
+		// Names of users that do not exist are faults, since most are misspelt; with this they are warnings. Mail
+		// addresses are warnings anyway where people sign in by an identity provider.
+		AllowUnknownUsers bool `json:"allowUnknownUsers,omitempty"`
 	}
 	// RollbackPolicyRequest makes the text of an old version the newest one.
 	RollbackPolicyRequest struct {
@@ -188,7 +190,8 @@ type (
 		Changed  bool            `json:"changed"` // false: it was the same text; there is no new version
 		Warnings []PolicyWarning `json:"warnings"`
 		Changes  []PolicyChange  `json:"changes"` // empty unless asked for
-		More     bool            `json:"more"`    // there may be further changes
+		More     bool            `json:"more"`    // there are further changes
+		Further  int             `json:"further"` // how many; 0 with More: nobody counted
 	}
 	// CheckPolicyAnswer says whether a policy would be accepted.
 	CheckPolicyAnswer struct {
@@ -200,7 +203,8 @@ type (
 	DiffPolicyAnswer struct {
 		Version  ID              `json:"version"` // that it was compared with
 		Changes  []PolicyChange  `json:"changes"`
-		More     bool            `json:"more"` // there are further changes
+		More     bool            `json:"more"`    // there are further changes
+		Further  int             `json:"further"` // how many; 0 with More: nobody counted
 		Faults   []PolicyFault   `json:"faults"`
 		Warnings []PolicyWarning `json:"warnings"`
 	}
@@ -350,6 +354,8 @@ func (s *server) putPolicy(r *http.Request, p *policy.Policy, req SetPolicyReque
 	}
 	var was, is *policy.Compiled
 	var stored *tailnet.PolicyVersion
+	var unknown policy.Errors
+	tolerate := s.tolerates(req.AllowUnknownUsers)
 	author := s.author(r, req.Author)
 	err = s.update(r, "set the policy", func(tx *state.Tx) error {
 		old := tx.PolicyText()
@@ -364,21 +370,19 @@ func (s *server) putPolicy(r *http.Request, p *policy.Policy, req SetPolicyReque
 			return errUnchanged
 		}
 		is, stored = tx.Policy(), tx.PolicyText()
+		if unknown = is.UnknownUsers(); len(faultsOf(unknown, tolerate)) > 0 {
+			return faultsOf(unknown, tolerate)
+		}
 		return is.Test()
 	})
 	unchanged := errors.Is(err, errUnchanged)
 	if err != nil && !unchanged {
 		return nil, policyError(err)
 	}
-	out := &SetPolicyAnswer{Changed: !unchanged, Warnings: warningsOf(p), Changes: []PolicyChange{}}
-	sn := s.State.Snapshot()
-	out.PolicyText = *s.policyJSON(sn, stored)
+	out := &SetPolicyAnswer{Changed: !unchanged, Warnings: warningsOf(p, unknown), Changes: []PolicyChange{}}
+	out.PolicyText = *s.policyJSON(s.State.Snapshot(), stored)
 	if req.Changes && !unchanged {
-		if len(sn.Users()) > maxTellUsers {
-			out.More = true
-		} else {
-			out.Changes, out.More = changesOf(was, is)
-		}
+		out.Changes, out.More, out.Further = changesOf(was, is)
 	}
 	return out, nil
 }
@@ -474,20 +478,55 @@ func checkSent(text string) error {
 	return err
 }
 
-func warningsOf(p *policy.Policy) []PolicyWarning {
+// warningsOf are what p says without effect, and the users it names that nobody is yet.
+func warningsOf(p *policy.Policy, unknown policy.Errors) []PolicyWarning {
 	out := []PolicyWarning{}
 	if p != nil {
 		for _, w := range p.Warnings() {
 			out = append(out, PolicyWarning{w.Line, w.Text})
 		}
 	}
+	for _, e := range unknown[:min(len(unknown), maxUnknown)] {
+		out = append(out, PolicyWarning{e.Line, e.Text})
+	}
+	if n := len(unknown) - maxUnknown; n > 0 {
+		out = append(out, PolicyWarning{unknown[maxUnknown].Line, fmt.Sprintf("and %d more users are unknown", n)})
+	}
+	slices.SortStableFunc(out, func(a, b PolicyWarning) int { return a.Line - b.Line })
+	return out
+}
+
+// maxUnknown is how many unknown users are told of one policy.
+const maxUnknown = 20
+
+// tolerates says which users may be unknown: all if the request allows it; mail addresses if people sign in by an identity
+// provider, since they are users only from then on.
+func (s *server) tolerates(all bool) func(name string) bool {
+	return func(name string) bool {
+		_, domain, _ := strings.Cut(name, "@")
+		return all || s.SignIn && domain != ""
+	}
+}
+
+// faultsOf are the unknown users that must not be, with what would be right.
+func faultsOf(unknown policy.Errors, tolerated func(name string) bool) (out policy.Errors) {
+	for _, e := range unknown {
+		if tolerated(e.User) || len(out) >= maxUnknown {
+			continue
+		}
+		f := *e
+		if !strings.Contains(f.Text, "did you mean") {
+			f.Text += "; create the user first, or allow unknown users (--allow-unknown-users) if somebody is still to come"
+		}
+		out = append(out, &f)
+	}
 	return out
 }
 
 // changesOf is what opens and closes from one policy to another, closing first: that is what breaks.
-func changesOf(was, is *policy.Compiled) (out []PolicyChange, more bool) {
+func changesOf(was, is *policy.Compiled) (out []PolicyChange, more bool, further int) {
 	out = []PolicyChange{}
-	changes, more := policy.Diff(was, is)
+	changes, rest := policy.Diff(was, is)
 	for _, opens := range []bool{false, true} {
 		for _, ch := range changes {
 			if ch.Opens == opens {
@@ -495,7 +534,7 @@ func changesOf(was, is *policy.Compiled) (out []PolicyChange, more bool) {
 			}
 		}
 	}
-	return out, more
+	return out, rest != 0, max(rest, 0)
 }
 
 // trial is what a policy would be in this tailnet.
@@ -504,39 +543,45 @@ type trial struct {
 	stored  *tailnet.PolicyVersion // that was was made from
 }
 
-// errTrial takes back what a trial has done.
-var errTrial = errors.New("it was a trial")
-
-// try compiles p, nil for none, with the users and nodes and settings that it would meet, and takes it back.
-func (s *server) try(r *http.Request, p *policy.Policy) (*trial, error) {
-	var t trial
-	err := s.update(r, "try a policy", func(tx *state.Tx) error {
-		t.was, t.stored = tx.Policy(), tx.PolicyText()
-		if err := tx.UsePolicyFile(p); err != nil {
-			return err
-		}
-		t.is = tx.Policy()
-		return errTrial
-	})
-	if !errors.Is(err, errTrial) {
+// try compiles p, nil for none, with the users and nodes and settings that it would meet. It looks at a snapshot: nothing
+// waits for it.
+func (s *server) try(p *policy.Policy) (*trial, error) {
+	sn := s.State.Snapshot()
+	is, err := s.State.TryPolicy(sn, p)
+	if err != nil {
 		return nil, policyError(err)
 	}
-	return &t, nil
+	return &trial{was: sn.Policy, is: is, stored: sn.Text}, nil
 }
 
-// requested is the policy that a request for check or diff names.
-func (s *server) requested(r *http.Request) (*policy.Policy, error) {
+// faults are the users that must not be unknown, or else the tests that fail; and the warnings.
+func (s *server) faults(t *trial, p *policy.Policy, allowUnknown bool) ([]PolicyFault, []PolicyWarning, error) {
+	unknown := t.is.UnknownUsers()
+	var err error
+	if fs := faultsOf(unknown, s.tolerates(allowUnknown)); len(fs) > 0 {
+		err, unknown = fs, nil
+	} else {
+		err = t.is.Test()
+	}
+	faults, err := faultsIn(policyError(err))
+	return faults, warningsOf(p, unknown), err
+}
+
+// requested is the policy that a request for check or diff names, and whether it may name unknown users.
+func (s *server) requested(r *http.Request) (p *policy.Policy, allowUnknown bool, err error) {
 	var req PolicyRequest
 	if err := readPolicyRequest(r, &req); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if req.Version == 0 {
-		return policyOf(req.Text, req.None)
+		p, err = policyOf(req.Text, req.None)
+		return p, req.AllowUnknownUsers, err
 	}
 	if req.Text != "" || req.None {
-		return nil, tailnet.Errorf(tailnet.Invalid, "a policy and a version contradict each other: give one of them")
+		return nil, false, tailnet.Errorf(tailnet.Invalid, "a policy and a version contradict each other: give one of them")
 	}
-	return s.parseVersion(r.Context(), req.Version)
+	p, err = s.parseVersion(r.Context(), req.Version)
+	return p, true, err // who has been in force once is no slip of the pen
 }
 
 // parseVersion is an old version as this program understands it; nil if there was none in force.
@@ -550,16 +595,18 @@ func (s *server) parseVersion(ctx context.Context, id ID) (*policy.Policy, error
 
 func (s *server) checkPolicy(r *http.Request) (any, error) {
 	out := CheckPolicyAnswer{Warnings: []PolicyWarning{}}
-	p, err := s.requested(r)
+	p, allowUnknown, err := s.requested(r)
 	if err == nil {
-		out.Warnings = warningsOf(p)
 		var t *trial
-		if t, err = s.try(r, p); err == nil {
-			err = policyError(t.is.Test())
+		out.Warnings = warningsOf(p, nil)
+		if t, err = s.try(p); err == nil {
+			out.Faults, out.Warnings, err = s.faults(t, p, allowUnknown)
 		}
 	}
-	if out.Faults, err = faultsIn(err); err != nil {
-		return nil, err
+	if err != nil {
+		if out.Faults, err = faultsIn(err); err != nil {
+			return nil, err
+		}
 	}
 	out.Valid = len(out.Faults) == 0
 	return out, nil
@@ -587,20 +634,20 @@ func (c *Client) CheckPolicy(ctx context.Context, req PolicyRequest) (*CheckPoli
 }
 
 func (s *server) diffPolicy(r *http.Request) (any, error) {
-	p, err := s.requested(r)
+	p, allowUnknown, err := s.requested(r)
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.try(r, p)
+	t, err := s.try(p)
 	if err != nil {
 		return nil, err
 	}
-	out := DiffPolicyAnswer{Warnings: warningsOf(p)}
+	var out DiffPolicyAnswer
 	if t.stored != nil && s.PolicyFile == "" {
 		out.Version = ID(t.stored.ID)
 	}
-	out.Changes, out.More = changesOf(t.was, t.is)
-	if out.Faults, err = faultsIn(policyError(t.is.Test())); err != nil {
+	out.Changes, out.More, out.Further = changesOf(t.was, t.is)
+	if out.Faults, out.Warnings, err = s.faults(t, p, allowUnknown); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -697,7 +744,7 @@ func (s *server) rollbackPolicy(r *http.Request) (any, error) {
 			comment = req.Comment
 		}
 	}
-	return s.putPolicy(r, p, SetPolicyRequest{Comment: comment, Author: req.Author, IfMatch: req.IfMatch, Changes: req.Changes})
+	return s.putPolicy(r, p, SetPolicyRequest{Comment: comment, Author: req.Author, IfMatch: req.IfMatch, Changes: req.Changes, AllowUnknownUsers: true})
 }
 
 // RollbackPolicy makes the text of an old version the newest one.

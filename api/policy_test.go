@@ -528,3 +528,129 @@ func TestRoles(t *testing.T) {
 		t.Errorf("a member is still an administrator (%v)", err)
 	}
 }
+
+// Sessions of SSH and capabilities are told beside the network, with what a session needs and is not there.
+func TestExplainBeside(t *testing.T) {
+	w := seed(t)
+	for _, id := range []tailnet.NodeID{1, 3} {
+		w.online(id)
+	}
+	w.setPolicy(`{
+	"acls": [{"action": "accept", "src": ["anna@example.org"], "dst": ["junyao@:22"]}],
+	"grants": [{"src": ["junyao@"], "dst": ["anna@example.org"], "app": {"example.com/cap/x": [{"role": "admin"}], "tailscale.com/cap/drive": [{"shares": ["*"], "access": "ro"}]}}],
+	"ssh": [
+		{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["autogroup:nonroot"]},
+		{"action": "check", "checkPeriod": "90m", "src": ["junyao@"], "dst": ["junyao@"], "users": ["root", "pi"]},
+	],
+}`)
+	ask := func(src, dst string) *Explanation {
+		t.Helper()
+		a, err := w.client.ExplainPolicy(w.ctx(), ExplainRequest{Src: Ref(src), Dst: Ref(dst)})
+		if err != nil || len(a.Explanations) != 1 {
+			t.Fatalf("%+v, %v", a, err)
+		}
+		return a.Explanations[0]
+	}
+	x := ask("junyao", "vm")
+	if len(x.Capabilities) != 2 || x.Allowed || len(x.SSH) != 0 {
+		t.Fatalf("%+v", x)
+	}
+	if c := x.Capabilities[0]; c.Text != `grants[0] in line 3 grants example.com/cap/x {"role":"admin"}` || c.Name != "example.com/cap/x" || string(c.Values[0]) != `{"role":"admin"}` || c.Line != 3 || !strings.HasPrefix(c.Source, `"grants": [`) {
+		t.Errorf("%+v", c)
+	}
+	if x := ask("vm", "junyao"); len(x.Capabilities) != 0 || len(x.SSH) != 0 {
+		t.Errorf("the other way: %+v", x)
+	}
+	x = ask("junyao", "homeds")
+	if len(x.SSH) != 2 {
+		t.Fatalf("%+v", x)
+	}
+	if r := x.SSH[0]; r.Text != "ssh[1] in line 6 lets in as root, pi, after a check that holds for 1h30m" || r.Action != "check" || r.CheckPeriod != "1h30m" || r.Line != 6 {
+		t.Errorf("%+v", r)
+	}
+	if r := x.SSH[1]; r.Text != "ssh[0] in line 5 lets in as any user but root" || r.Action != "accept" || r.CheckPeriod != "" || !slices.Equal(r.Users, []string{"any user but root"}) {
+		t.Errorf("%+v", r)
+	}
+	notes := strings.Join(x.Notes, "; ")
+	if !strings.Contains(notes, "does not serve SSH sessions") || !strings.Contains(notes, "no rule of acls or grants opens tcp 22 between them") {
+		t.Errorf("notes: %s", notes)
+	}
+	if x := ask("junyao", "homeds:80"); len(x.SSH) != 0 {
+		t.Errorf("port 80: %+v", x.SSH)
+	}
+}
+
+// A user that nobody is is a fault with its place, unless that is allowed; mail addresses of people who sign in by an
+// identity provider are warnings.
+func TestUnknownUsersInPolicy(t *testing.T) {
+	w := seed(t)
+	const text = "{\n\t\"groups\": {\"group:a\": [\"junyoa@\", \"new@example.org\"]},\n\t\"acls\": [{\"action\": \"accept\", \"src\": [\"group:a\"], \"dst\": [\"anna@example.org:22\"]}],\n}"
+	_, err := w.client.SetPolicy(w.ctx(), SetPolicyRequest{Text: text})
+	var pe *PolicyError
+	if !errors.As(err, &pe) || len(pe.Faults) != 2 {
+		t.Fatalf("set: %v", err)
+	}
+	if f := pe.Faults[0]; f != (PolicyFault{2, 25, `groups["group:a"][0]`, `no user is called "junyoa@"; did you mean "junyao@"?`}) {
+		t.Errorf("%+v", f)
+	}
+	if f := pe.Faults[1]; f.Line != 2 || f.Column != 36 || !strings.Contains(f.Text, `no user is called "new@example.org"; create the user first, or allow unknown users`) {
+		t.Errorf("%+v", f)
+	}
+	if sn := w.st.Snapshot(); sn.Text != nil {
+		t.Fatal("it was set nevertheless")
+	}
+	if a, err := w.client.CheckPolicy(w.ctx(), PolicyRequest{Text: text}); err != nil || a.Valid || len(a.Faults) != 2 {
+		t.Errorf("check: %+v, %v", a, err)
+	}
+	if d, err := w.client.DiffPolicy(w.ctx(), PolicyRequest{Text: text}); err != nil || len(d.Faults) != 2 || len(d.Changes) == 0 {
+		t.Errorf("diff: %+v, %v", d, err)
+	}
+	a, err := w.client.CheckPolicy(w.ctx(), PolicyRequest{Text: text, AllowUnknownUsers: true})
+	if err != nil || !a.Valid || len(a.Warnings) != 2 || a.Warnings[1] != (PolicyWarning{2, `no user is called "new@example.org"`}) {
+		t.Errorf("check, allowed: %+v, %v", a, err)
+	}
+	set, err := w.client.SetPolicy(w.ctx(), SetPolicyRequest{Text: text, AllowUnknownUsers: true})
+	if err != nil || set.Version != 1 || len(set.Warnings) != 2 {
+		t.Errorf("set, allowed: %+v, %v", set, err)
+	}
+	// Setting what is in force already is no new chance to fail, and neither is going back to it.
+	if again, err := w.client.SetPolicy(w.ctx(), SetPolicyRequest{Text: text}); err != nil || again.Changed {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	w.setPolicy(`{"acls": []}`)
+	if back, err := w.client.RollbackPolicy(w.ctx(), RollbackPolicyRequest{Version: 1}); err != nil || len(back.Warnings) != 2 {
+		t.Errorf("rollback: %+v, %v", back, err)
+	}
+
+	idp := &server{Options: Options{SignIn: true}}
+	for name, want := range map[string]bool{"new@example.org": true, "junyoa@": false} {
+		if idp.tolerates(false)(name) != want || !idp.tolerates(true)(name) {
+			t.Errorf("with an identity provider, %s may be unknown: %v", name, !want)
+		}
+	}
+}
+
+// Questions about policies do not wait for the writer, nor it for them.
+func TestQuestionsDoNotWait(t *testing.T) {
+	w := seed(t)
+	w.setPolicy(officePolicy)
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- w.st.Update(w.ctx(), "test", func(*state.Tx) error { close(begun); <-goOn; return nil })
+	}()
+	<-begun
+	if a, err := w.client.CheckPolicy(w.ctx(), PolicyRequest{Text: officePolicy}); err != nil || !a.Valid {
+		t.Errorf("check: %+v, %v", a, err)
+	}
+	if d, err := w.client.DiffPolicy(w.ctx(), PolicyRequest{Text: `{"acls": []}`}); err != nil || len(d.Changes) == 0 {
+		t.Errorf("diff: %+v, %v", d, err)
+	}
+	if _, err := w.client.ExplainPolicy(w.ctx(), ExplainRequest{Src: "junyao", Dst: "vm"}); err != nil {
+		t.Error(err)
+	}
+	close(goOn)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

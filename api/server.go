@@ -87,6 +87,9 @@ type Options struct {
 	// changed then. Empty: it is in the database.
 	PolicyFile string
 
+	// SignIn says that people sign in by an identity provider: a policy may name their mail addresses before they first do.
+	SignIn bool
+
 	Health func(ctx context.Context) error // nil: always well
 	Now    func() time.Time                // nil: time.Now
 	Log    *slog.Logger                    // nil: slog.Default

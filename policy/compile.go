@@ -134,7 +134,7 @@ func Compile(p *Policy, users []*tailnet.User, nodes []*tailnet.Node, opts Optio
 		for _, w := range p.domains {
 			if !slices.Contains(opts.Domains, w.text) {
 				l, c := p.d.position(w.off)
-				return nil, Errors{{l, c, w.path, fmt.Sprintf("%s is not associated with this Tailnet and cannot be used in user:*@<domain> expressions; its domains are %s",
+				return nil, Errors{{Line: l, Column: c, Path: w.path, Text: fmt.Sprintf("%s is not associated with this Tailnet and cannot be used in user:*@<domain> expressions; its domains are %s",
 					clip(w.text), strings.Join(opts.Domains, ", "))}}
 			}
 		}
@@ -158,25 +158,39 @@ func Compile(p *Policy, users []*tailnet.User, nodes []*tailnet.Node, opts Optio
 	return c, nil
 }
 
-// UnknownUsers are the users that the policy names and the tailnet does not have, each once, with the line where it stands first.
-// They are no fault: people may be named before they come. They may also be misspelt.
-func (c *Compiled) UnknownUsers() (out []Warning) {
+// UnknownUsers are the users that the policy or its tests name and the tailnet does not have, each once, where it stands
+// first. They may be misspelt, or people who are yet to come: which of the two the caller must know.
+func (c *Compiled) UnknownUsers() (out Errors) {
 	if c.allowAll {
 		return nil
 	}
 	known := map[string]bool{}
+	var names []string
 	for _, u := range c.users {
 		for _, t := range c.rules.tokens(u.user) {
 			known[t] = true
 		}
-	}
-	for _, w := range c.rules.policy.users {
-		key := target{kind: kindUser, name: w.text}.key()
-		if !known[key] {
-			known[key] = true
-			out = append(out, Warning{c.rules.policy.d.line(w.off), fmt.Sprintf("no user of the tailnet is called %s", clip(w.text))})
+		for _, n := range userNames(u.user) {
+			if strings.Contains(n, "@") { // policies can name no others
+				names = append(names, n)
+			}
 		}
 	}
+	p := c.rules.policy
+	for _, w := range slices.Concat(p.users, p.testUsers) {
+		key := target{kind: kindUser, name: w.text}.key()
+		if known[key] {
+			continue
+		}
+		known[key] = true
+		text := fmt.Sprintf("no user is called %q", clip(w.text))
+		if best := closest(w.text, names); best != "" {
+			text += fmt.Sprintf("; did you mean %q?", best)
+		}
+		l, col := p.d.position(w.off)
+		out = append(out, &Error{Line: l, Column: col, Path: w.path, Text: text, User: w.text})
+	}
+	slices.SortStableFunc(out, func(a, b *Error) int { return cmp.Or(a.Line-b.Line, a.Column-b.Column) })
 	return out
 }
 
@@ -193,20 +207,23 @@ func (r *rules) groups() {
 	}
 }
 
-// tokens are the keys of the targets that name u. A name matches the login, the e-mail address, and the user's name
-// followed by an @, as other control servers write it.
-func (r *rules) tokens(u *tailnet.User) []string {
+// userNames are the names by which policies may call u.
+func userNames(u *tailnet.User) []string {
 	names := []string{u.LoginName()}
 	if u.Email != "" && u.Email != names[0] {
 		names = append(names, u.Email)
 	}
 	if strings.Contains(u.Name, "@") {
-		names = append(names, u.Name)
-	} else {
-		names = append(names, u.Name+"@")
+		return append(names, u.Name)
 	}
+	return append(names, u.Name+"@")
+}
+
+// tokens are the keys of the targets that name u. A name matches the login, the e-mail address, and the user's name
+// followed by an @, as other control servers write it.
+func (r *rules) tokens(u *tailnet.User) []string {
 	var out []string
-	for _, n := range names {
+	for _, n := range userNames(u) {
 		out = append(out, target{kind: kindUser, name: n}.key())
 	}
 	if _, domain, ok := strings.Cut(u.LoginName(), "@"); ok {

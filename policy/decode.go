@@ -39,7 +39,8 @@ type Policy struct {
 	tests          []*accessTest
 	sshTests       []*sshTest
 	domains        []word // of user:*@DOMAIN and localpart:*@DOMAIN, to be checked against the tailnet's
-	users          []word // that are named anywhere
+	users          []word // that are named anywhere but in tests
+	testUsers      []word // that tests name
 }
 
 // Text is the policy as it was given to Parse.
@@ -572,7 +573,22 @@ func (p *Policy) decodeTests(v value) {
 				t.attrs = testAttributes(v)
 			}
 		})
+		p.noteTest(t.src, false)
+		for _, w := range slices.Concat(t.accept, t.deny) {
+			p.noteTest(w, true)
+		}
 		p.tests = append(p.tests, t)
+	}
+}
+
+// noteTest keeps a user that a test names. Other faults of its words make the test fail, not the policy.
+func (p *Policy) noteTest(w word, port bool) {
+	text := w.text
+	if host, _, err := splitPort(text); port && err == nil {
+		text = host
+	}
+	if t, err := p.target(text); err == nil && t.kind == kindUser {
+		p.testUsers = append(p.testUsers, word{t.name, w.off, w.path})
 	}
 }
 
@@ -612,6 +628,10 @@ func (p *Policy) decodeSSHTests(v value) {
 				t.attrs = testAttributes(v)
 			}
 		})
+		p.noteTest(t.src, false)
+		for _, w := range t.dst {
+			p.noteTest(w, false)
+		}
 		p.sshTests = append(p.sshTests, t)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"tailscale.com/tailcfg"
+
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // Change is something that one policy allows and another does not.
@@ -26,144 +28,324 @@ func (ch Change) String() string {
 	return fmt.Sprintf("%s: %s → %s: %s", verb, strings.Join(ch.Src, ", "), strings.Join(ch.Dst, ", "), ch.What)
 }
 
-// maxChanges is how many changes Diff tells; whoever changes more has changed everything.
-const maxChanges = 1000
+// Bounds of what Diff tells. Whoever changes more has changed everything.
+const (
+	maxChanges = 1000      // changes told in words
+	maxNames   = 100       // names on one side of a change
+	maxCompare = 2_000_000 // pairs of kinds that are looked at
+)
+
+// ownDevices is the destination of what a change does between the devices of one user, where it does so for several.
+const ownDevices = "their own devices"
 
 // Diff is what changes for the nodes of a tailnet from one policy to another. Both must be compiled for the same users and
-// nodes. An empty result says that nobody gains or loses anything; attributes of nodes, which are not access, do not count. more
-// says that there are further changes.
+// nodes. An empty result says that nobody gains or loses anything; attributes of nodes, which are not access, do not
+// count. more is how many further changes there are which are not told; -1: there are so many kinds of nodes that not all
+// were looked at.
 //
-// It looks at kinds of nodes, not at nodes: those that both policies treat alike are one, named by their user or tags.
-func Diff(old, new *Compiled) (changes []Change, more bool) {
-	groups := kinds(old, new)
-	found := map[string]*Change{}
-	var order []string
-	places := destinationsOf(old, new, groups)
-	for _, a := range groups {
-		for _, b := range places {
-			was, is := facts{}, facts{}
-			old.access(a.of(old), b.of(old), b, was)
-			new.access(a.of(new), b.of(new), b, is)
-			for _, side := range []struct {
-				opens bool
-				set   facts
-			}{{true, is.without(was)}, {false, was.without(is)}} {
-				for _, what := range side.set.words() {
-					if len(order) >= maxChanges {
-						return collect(found, order), true
-					}
-					key := fmt.Sprint(side.opens, b.label, what)
-					if found[key] == nil {
-						found[key] = &Change{Opens: side.opens, Dst: []string{b.label}, What: what}
-						order = append(order, key)
-					}
-					if ch := found[key]; !slices.Contains(ch.Src, a.label) {
-						ch.Src = append(ch.Src, a.label)
-					}
+// It looks at kinds of nodes, not at nodes: those that both policies treat alike are one kind, and what one kind may do at
+// another is the AND of two rows of bits, worked out in words once for each result. So the cost is the square of the
+// kinds, not of the users.
+func Diff(old, new *Compiled) (changes []Change, more int) {
+	kinds := kindsOf(old, new)
+	places := placesOf(old, new, kinds)
+	names := sshNames(old, new)
+	d := &differ{was: newScope(old, kinds, places, names), is: newScope(new, kinds, places, names), found: map[string]*found{}, memo: map[[2]int32][]fact{}}
+	compareScopes(d.was, d.is)
+	compared := 0
+	for i := range kinds {
+		for j := range places {
+			if compared++; compared > maxCompare {
+				return d.changes(), -1
+			}
+			a, b := &kinds[i], &places[j]
+			var others []fact
+			if b.kind == nil || a.meetsOther(b.kind) {
+				others = d.between(i, j, false)
+				d.tell(others, a.label, b.label)
+			}
+			if b.kind == nil || a.users[0] != nil {
+				continue
+			}
+			var own []fact
+			for _, f := range d.between(i, j, true) {
+				if !slices.Contains(others, f) {
+					own = append(own, f)
 				}
+			}
+			if len(own) == 0 {
+				continue
+			}
+			dst := b.label
+			if len(b.kind.users) > 1 || len(a.users) > 1 {
+				dst = []string{ownDevices}
+			}
+			if src := a.own(b.kind); len(src) > 0 {
+				d.tell(own, src, dst)
 			}
 		}
 	}
-	return collect(found, order), false
+	return d.changes(), d.more
 }
 
-// collect puts changes together that differ in their destination only.
-func collect(found map[string]*Change, order []string) []Change {
-	var out []Change
-	at := map[string]int{}
-	for _, k := range order {
-		ch := found[k]
-		key := fmt.Sprint(ch.Opens, ch.Src, ch.What)
-		if i, ok := at[key]; ok {
-			out[i].Dst = append(out[i].Dst, ch.Dst...)
-			continue
+// fact is something that one of two policies alone allows.
+type fact struct {
+	opens bool
+	what  string
+}
+
+// found is a change with the kinds that it is about, for each of its destinations.
+type found struct {
+	fact
+	src, dst []string
+}
+
+type differ struct {
+	was, is *scope
+	found   map[string]*found
+	order   []*found
+	more    int
+	beyond  map[string]bool
+	memo    map[[2]int32][]fact
+}
+
+// between is what changes for kind i at place j: between different owners, or (own) between devices of one user.
+func (d *differ) between(i, j int, own bool) []fact {
+	if d.was.same(i, j, own) && d.is.same(i, j, own) {
+		return nil
+	}
+	key := [2]int32{d.was.at(i, j, own), d.is.at(i, j, own)}
+	out, ok := d.memo[key]
+	if !ok {
+		was, is := d.was.results[key[0]], d.is.results[key[1]]
+		for _, what := range withoutNamed(is.without(was).words()) {
+			out = append(out, fact{true, what})
 		}
-		at[key] = len(out)
-		out = append(out, *ch)
+		for _, what := range withoutNamed(was.without(is).words()) {
+			out = append(out, fact{false, what})
+		}
+		d.memo[key] = out
 	}
 	return out
 }
 
-// place is a kind of nodes, or what lies behind routers.
-type place struct {
-	label string
-	ids   map[*Compiled]*entry // one node that stands for all, as each policy has it
-	route netip.Prefix         // valid: this route
-	world bool                 // the internet
+// What sessions of SSH are called.
+const (
+	asName     = "ssh as "
+	anyName    = "any user but root"
+	ownName    = "the user of one's own name"
+	afterCheck = ", after a check"
+)
+
+// withoutNamed leaves out sessions as single users where those as any user are there.
+func withoutNamed(words []string) []string {
+	return slices.DeleteFunc(words, func(w string) bool {
+		name, ok := strings.CutPrefix(w, asName)
+		name, checked := strings.CutSuffix(name, afterCheck)
+		all := asName + anyName
+		if checked {
+			all += afterCheck
+		}
+		return ok && name != "root" && w != all && slices.Contains(words, all)
+	})
 }
 
-func (p place) of(c *Compiled) *entry { return p.ids[c] }
+func (d *differ) tell(facts []fact, src, dst []string) {
+	for _, f := range facts {
+		key := fmt.Sprint(f.opens, dst, f.what)
+		ch := d.found[key]
+		if ch == nil && len(d.order) >= maxChanges {
+			if d.beyond == nil {
+				d.beyond = map[string]bool{}
+			}
+			if !d.beyond[key] && len(d.beyond) < maxCompare {
+				d.beyond[key] = true
+				d.more++
+			}
+			continue
+		}
+		if ch == nil {
+			ch = &found{fact: f, dst: dst}
+			d.found[key], d.order = ch, append(d.order, ch)
+		}
+		ch.src = append(ch.src, src...)
+	}
+}
 
-// kinds are the nodes, those that neither policy tells apart put together. Untagged nodes of different users are always
-// apart.
-func kinds(old, new *Compiled) (out []place) {
+// changes puts together what differs in its destination only.
+func (d *differ) changes() []Change {
+	var out []Change
+	at := map[string]int{}
+	for _, ch := range d.order {
+		slices.Sort(ch.src)
+		ch.src = slices.Compact(ch.src)
+		key := fmt.Sprint(ch.opens, ch.src, ch.what)
+		i, ok := at[key]
+		if !ok {
+			i = len(out)
+			at[key] = i
+			out = append(out, Change{Opens: ch.opens, Src: ch.src, What: ch.what})
+		}
+		out[i].Dst = append(out[i].Dst, ch.dst...)
+	}
+	for i := range out {
+		slices.Sort(out[i].Dst)
+		out[i].Src, out[i].Dst = shorten(out[i].Src), shorten(slices.Compact(out[i].Dst))
+	}
+	return out
+}
+
+// shorten leaves of too many names the first ones, and says how many there are more.
+func shorten(names []string) []string {
+	if len(names) <= maxNames {
+		return names
+	}
+	return append(slices.Clone(names[:maxNames]), fmt.Sprintf("%d more", len(names)-maxNames))
+}
+
+// diffKind is nodes that neither policy tells apart, but for autogroup:self.
+type diffKind struct {
+	label []string                    // of its users, tags or nodes
+	users map[tailnet.UserID][]string // owner (0 if tagged) → its part of label
+	one   map[*Compiled]*entry        // that stands for all
+}
+
+// meetsOther reports whether a node of k and one of o have different owners, or none.
+func (k *diffKind) meetsOther(o *diffKind) bool {
+	if len(k.users) != 1 || len(o.users) != 1 {
+		return true
+	}
+	for u := range k.users {
+		return u == 0 || o.users[u] == nil
+	}
+	return true
+}
+
+// own are the owners of nodes of k that own nodes of o too, as the label of k calls them.
+func (k *diffKind) own(o *diffKind) (names []string) {
+	for u, of := range k.users {
+		if u != 0 && o.users[u] != nil {
+			names = append(names, of...)
+		}
+	}
+	return names
+}
+
+// place is a kind of nodes, or what lies behind routers.
+type place struct {
+	label []string
+	kind  *diffKind    // nil: a route or the internet
+	route netip.Prefix // valid: this route
+	world bool         // the internet
+}
+
+// owned is the nodes of one user, or with the same tags, in one kind.
+type owned struct {
+	user  tailnet.UserID
+	name  string
+	nodes []string
+	kind  int
+}
+
+// kindsOf sorts the nodes into kinds.
+func kindsOf(old, new *Compiled) (out []diffKind) {
 	type key struct {
 		was, is Class
-		user    int64
 		tags    string
+		logins  string // what localpart:*@DOMAIN makes of the user, which classes do not tell
 	}
-	at := map[key]int{}
-	names := map[int][]string{}
+	type memberKey struct {
+		key
+		user tailnet.UserID
+	}
+	at, mat := map[key]int{}, map[memberKey]int{}
+	var members []owned
 	base := old
 	if base.allowAll {
 		base = new
 	}
 	for _, e := range base.entries {
-		ids := map[*Compiled]*entry{old: old.entry(e.id), new: new.entry(e.id)}
-		k := key{user: int64(e.user), tags: strings.Join(e.tags, ", ")}
-		if o := ids[old]; o != nil {
+		one := map[*Compiled]*entry{old: old.entry(e.id), new: new.entry(e.id)}
+		k := key{was: NoClass, is: NoClass, tags: strings.Join(e.tags, "+"), logins: old.logins(e.user) + "|" + new.logins(e.user)}
+		if o := one[old]; o != nil {
 			k.was = o.class
 		}
-		if n := ids[new]; n != nil {
+		if n := one[new]; n != nil {
 			k.is = n.class
 		}
 		i, ok := at[k]
 		if !ok {
 			i = len(out)
 			at[k] = i
-			label := k.tags
-			if u := base.user(e.user); u != nil {
-				label = u.user.LoginName()
-			}
-			out = append(out, place{label: label, ids: ids})
+			out = append(out, diffKind{one: one, users: map[tailnet.UserID][]string{}})
 		}
-		names[i] = append(names[i], e.node.Name)
+		m, ok := mat[memberKey{k, e.user}]
+		if !ok {
+			m = len(members)
+			mat[memberKey{k, e.user}] = m
+			name := k.tags
+			if u := base.user(e.user); u != nil {
+				name = u.user.LoginName()
+			}
+			members = append(members, owned{user: e.user, name: name, kind: i})
+		}
+		members[m].nodes = append(members[m].nodes, e.node.Name)
 	}
 	seen := map[string]int{}
-	for i := range out {
-		seen[out[i].label]++
+	for _, m := range members {
+		seen[m.name]++
 	}
-	for i := range out {
-		if n := out[i].label; n == "" || seen[n] > 1 { // the user or the tags do not tell them apart: name the nodes
-			list := names[i]
+	for _, m := range members {
+		if m.name == "" || seen[m.name] > 1 { // the user or the tags do not tell them apart: name the nodes
+			list := m.nodes
 			if len(list) > 3 {
 				list = append(slices.Clone(list[:3]), fmt.Sprintf("%d more", len(list)-3))
 			}
-			out[i].label = strings.TrimSpace(n + " (" + strings.Join(list, ", ") + ")")
+			m.name = strings.TrimSpace(m.name + " (" + strings.Join(list, ", ") + ")")
+		}
+		out[m.kind].label = append(out[m.kind].label, m.name)
+		out[m.kind].users[m.user] = append(out[m.kind].users[m.user], m.name)
+	}
+	return out
+}
+
+// logins says which ssh rules give the user a login of its own name.
+func (c *Compiled) logins(id tailnet.UserID) string {
+	if c.allowAll || id == 0 {
+		return ""
+	}
+	out := ""
+	for i, it := range c.rules.ssh {
+		if u := c.user(id); u != nil && len(it.rule.domains) > 0 {
+			if _, ok := it.rule.localUser(u.user); ok {
+				out += fmt.Sprint(i, " ")
+			}
 		}
 	}
 	return out
 }
 
-func destinationsOf(old, new *Compiled, groups []place) []place {
-	out := slices.Clone(groups)
+func placesOf(old, new *Compiled, kinds []diffKind) (out []place) {
 	routes := map[netip.Prefix]bool{}
 	exit := false
+	for i := range kinds {
+		out = append(out, place{label: kinds[i].label, kind: &kinds[i]})
+	}
 	for _, c := range []*Compiled{old, new} {
 		for _, s := range c.subnets {
 			routes[s.net] = true
 		}
-		for _, g := range groups {
-			if e := g.of(c); e != nil && c.class(e.class) != nil && c.class(e.class).exit {
+		for _, k := range kinds {
+			if e := k.one[c]; e != nil && c.class(e.class) != nil && c.class(e.class).exit {
 				exit = true
 			}
 		}
 	}
 	for _, r := range slices.SortedFunc(maps.Keys(routes), comparePrefix) {
-		out = append(out, place{label: "route " + r.String(), route: r})
+		out = append(out, place{label: []string{"route " + r.String()}, route: r})
 	}
 	if exit {
-		out = append(out, place{label: "the internet", world: true})
+		out = append(out, place{label: []string{"the internet"}, world: true})
 	}
 	return out
 }
@@ -251,79 +433,4 @@ func (f facts) words() (out []string) {
 		}
 	}
 	return out
-}
-
-// access collects what a may do at a place.
-func (c *Compiled) access(a, b *entry, at place, f facts) {
-	if c.allowAll {
-		f.open(nil, []tailcfg.PortRange{tailcfg.PortRangeAny})
-		return
-	}
-	if a == nil {
-		return
-	}
-	k := c.class(a.class)
-	for i := range c.rules.items {
-		it := &c.rules.items[i]
-		if !k.in.has(it.src) {
-			continue
-		}
-		for _, d := range it.dst {
-			if !c.reachesPlace(a, b, at, it, d.set) {
-				continue
-			}
-			for name := range it.caps {
-				f.add("capability " + string(name))
-			}
-			if it.caps != nil {
-				continue
-			}
-			f.open(it.protos, d.ranges)
-		}
-	}
-	if b != nil && a.node != nil && b.node != nil {
-		c.sshFacts(a, b, f)
-	}
-}
-
-func (c *Compiled) reachesPlace(a, b *entry, at place, it *item, set int) bool {
-	s := c.rules.sets[set]
-	switch {
-	case at.route.IsValid():
-		return !it.self && it.caps == nil && (s.star || overlaps(s.nets, at.route))
-	case at.world:
-		return !it.self && it.caps == nil && (s.star || s.internet)
-	case b == nil || it.via >= 0:
-		return false
-	case it.self:
-		return a.user != 0 && a.user == b.user
-	}
-	return c.class(b.class).in.has(set)
-}
-
-// sshFacts are the sessions that a may open on b, by the names that the policy has.
-func (c *Compiled) sshFacts(a, b *entry, f facts) {
-	names := map[string]bool{}
-	for _, it := range c.rules.ssh {
-		for _, u := range it.rule.users {
-			names[u] = true
-		}
-		if it.rule.nonroot {
-			names["any user but root"] = true
-		}
-		if u := c.user(a.user); u != nil {
-			if local, ok := it.rule.localUser(u.user); ok {
-				names[local] = true
-			}
-		}
-	}
-	for name := range names {
-		if d := c.SSH(a.node, b.node, name); d.Allowed {
-			what := "ssh as " + name
-			if d.Check {
-				what += ", after a check"
-			}
-			f.add(what)
-		}
-	}
 }

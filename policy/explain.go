@@ -2,8 +2,11 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
+	"time"
 
 	"tailscale.com/tailcfg"
 
@@ -81,6 +84,120 @@ func (c *Compiled) Explain(src *tailnet.Node, dst netip.Addr, proto int, port ui
 		x.Why = "no rule has this source and this destination"
 	}
 	return x
+}
+
+// Session is an ssh rule that lets one node open sessions on another.
+type Session struct {
+	Label  string        // ssh[2]
+	Line   int           // of the rule
+	Users  []string      // as whom: literal names, "any user but root", "NAME, the user of one's own name"
+	Check  bool          // a person has to confirm it first
+	Period time.Duration // for how long a confirmation holds; 0: for one session
+}
+
+func (s Session) String() string {
+	how := ""
+	switch {
+	case s.Check && s.Period == 0:
+		how = ", after a check each time"
+	case s.Check:
+		how = ", after a check that holds for " + s.PeriodText()
+	}
+	return fmt.Sprintf("%s in line %d lets in as %s%s", s.Label, s.Line, strings.Join(s.Users, ", "), how)
+}
+
+// PeriodText is Period as policies write it: 12h, 1h30m, always.
+func (s Session) PeriodText() string {
+	if s.Period == 0 {
+		return "always"
+	}
+	text := s.Period.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+// ExplainSSH are the ssh rules for sessions from src on dst, in the order in which they are looked at: the first that has the
+// user decides. It follows the same rules as SSH.
+func (c *Compiled) ExplainSSH(src, dst *tailnet.Node) (out []Session) {
+	if c.allowAll {
+		return nil
+	}
+	s, d := c.entry(src.ID), c.entry(dst.ID)
+	if s == nil || d == nil {
+		return nil
+	}
+	for _, it := range c.rules.ssh {
+		if !c.leadsTo(it, s, d) {
+			continue
+		}
+		x := Session{Label: it.rule.label, Line: c.rules.policy.d.line(it.rule.off), Users: slices.Clone(it.rule.users), Check: it.rule.check, Period: it.rule.period}
+		if it.rule.nonroot {
+			x.Users = append(x.Users, anyName)
+		}
+		if u := c.user(s.user); u != nil {
+			if local, ok := it.rule.localUser(u.user); ok {
+				x.Users = append(x.Users, local+", "+ownName)
+			}
+		}
+		if len(x.Users) > 0 {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// Capability is a grant of an application's capability to one node at another.
+type Capability struct {
+	Label  string // grants[2]
+	Line   int    // of the rule
+	Name   string // example.com/cap/name
+	Values []tailcfg.RawMessage
+}
+
+func (g Capability) String() string {
+	values := ""
+	for _, v := range g.Values {
+		values += " " + string(v)
+	}
+	return fmt.Sprintf("%s in line %d grants %s%s", g.Label, g.Line, g.Name, values)
+}
+
+// ExplainCapabilities are what src is granted at dst, in the order of the policy. Companions, which tell a client what it was
+// granted, are not among them.
+func (c *Compiled) ExplainCapabilities(src, dst *tailnet.Node) (out []Capability) {
+	if c.allowAll {
+		return nil
+	}
+	s, d := c.entry(src.ID), c.entry(dst.ID)
+	if s == nil || d == nil {
+		return nil
+	}
+	from, at := c.inOf(s), c.inOf(d)
+	for i := range c.rules.items {
+		it := &c.rules.items[i]
+		if it.caps == nil || it.back || !from.has(it.src) {
+			continue
+		}
+		reached := it.self && s.user != 0 && s.user == d.user
+		for _, x := range it.dst {
+			reached = reached || !it.self && at.has(x.set)
+		}
+		if !reached {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(it.rule.app)) {
+			x := Capability{it.rule.label, c.rules.policy.d.line(it.rule.off), string(name), it.rule.app[name]}
+			if !slices.ContainsFunc(out, func(o Capability) bool { return o.Label == x.Label && o.Name == x.Name }) {
+				out = append(out, x)
+			}
+		}
+	}
+	return out
 }
 
 // admitsAny is admits, with protocols that have no ports let through whatever the port.

@@ -66,7 +66,7 @@ func TestDiff(t *testing.T) {
 		"opens: ada@example.com, bob@example.com → tag:server: port 8080",
 		"opens: bob@example.com → route 10.0.0.0/8: tcp",
 	}
-	if !slices.Equal(got, want) || more {
+	if !slices.Equal(got, want) || more != 0 {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	if same, _ := Diff(old, old); len(same) != 0 {

@@ -24,6 +24,7 @@ type Error struct {
 	Line, Column int    // from 1; columns count bytes. Zero: the fault is not at one place
 	Path         string // such as acls[2].src[0]; empty at the top
 	Text         string // what is wrong and what would be right
+	User         string // Compiled.UnknownUsers: the name that nobody has
 }
 
 func (e *Error) Error() string {

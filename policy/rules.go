@@ -381,6 +381,7 @@ func (p *Policy) decodeSSHDst(r *sshRule, v value) {
 			p.d.fail(w.off, w.path, "%q not valid on the dst side of an ssh rule: want tags, autogroup:tagged, autogroup:self or a user", clip(w.text))
 			continue
 		}
+		p.note(t, w)
 		r.dst = append(r.dst, t)
 	}
 }

@@ -189,14 +189,8 @@ func (c *Compiled) SSH(src, dst *tailnet.Node, sshUser string) SSHDecision {
 	if s == nil || d == nil {
 		return SSHDecision{}
 	}
-	sk, dk := c.class(s.class), c.class(d.class)
 	for _, it := range c.rules.ssh {
-		if !sk.in.has(it.src) {
-			continue
-		}
-		named := it.dst >= 0 && dk.in.has(it.dst)
-		own := (it.self || len(it.rule.domains) > 0) && s.user != 0 && s.user == d.user
-		if !named && !own {
+		if !c.leadsTo(it, s, d) {
 			continue
 		}
 		var u *tailnet.User
@@ -210,6 +204,16 @@ func (c *Compiled) SSH(src, dst *tailnet.Node, sshUser string) SSHDecision {
 		}
 	}
 	return SSHDecision{}
+}
+
+// leadsTo reports whether the rule is about sessions from s on d.
+func (c *Compiled) leadsTo(it *sshItem, s, d *entry) bool {
+	from, at := c.inOf(s), c.inOf(d)
+	if from == nil || at == nil || !from.has(it.src) {
+		return false
+	}
+	own := (it.self || len(it.rule.domains) > 0) && s.user != 0 && s.user == d.user
+	return own || it.dst >= 0 && at.has(it.dst)
 }
 
 // permits reports whether the rule lets its sources be the user; u is the owner of the source, nil for tagged ones.

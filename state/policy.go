@@ -65,9 +65,11 @@ func (tx *Tx) usePolicy(p *policy.Policy) error {
 
 // AutoApprove approves the advertised routes of n that the policy approves by itself, and reports whether there were any.
 // n is changed, so it must be a Clone or new.
-func (tx *Tx) AutoApprove(n *tailnet.Node) (any bool) {
+func (tx *Tx) AutoApprove(n *tailnet.Node) (any bool) { return autoApprove(tx.Policy(), n) }
+
+func autoApprove(c *policy.Compiled, n *tailnet.Node) (any bool) {
 	for _, p := range n.AdvertisedRoutes() {
-		if !slices.Contains(n.ApprovedRoutes, p) && tx.Policy().Approves(n, p) {
+		if !slices.Contains(n.ApprovedRoutes, p) && c.Approves(n, p) {
 			n.ApprovedRoutes = tailnet.SortPrefixes(append(slices.Clone(n.ApprovedRoutes), p))
 			any = true
 		}
@@ -195,6 +197,25 @@ func (st *State) Policies(ctx context.Context, limit int) ([]*tailnet.PolicyVers
 // PolicyVersion is one version of the policy; a NotFound error if there is none with this number.
 func (st *State) PolicyVersion(ctx context.Context, id tailnet.PolicyID) (*tailnet.PolicyVersion, error) {
 	return st.store.Policy(ctx, st.id, id)
+}
+
+// TryPolicy is p, nil for none, as it would be in force over sn: with its users and nodes, and the routes approved that it approves
+// by itself. Nothing is changed and no writer waits. The error is that of Tx.SetPolicy.
+func (st *State) TryPolicy(sn *Snapshot, p *policy.Policy) (*policy.Compiled, error) {
+	rows := make([]*tailnet.Node, len(sn.nodes))
+	for i, n := range sn.nodes {
+		rows[i] = n.Node
+	}
+	c, err := st.compile(p, sn.users, rows)
+	if err != nil {
+		return nil, tailnet.Errorf(tailnet.Invalid, "the policy cannot be used: %w", err)
+	}
+	for _, n := range rows {
+		if next := n.Clone(); autoApprove(c, next) {
+			c = c.With(n, next)
+		}
+	}
+	return c, nil
 }
 
 // Carrier says which of several routers of a prefix carries it (policy.Carrier): the primary, or for viewers that a policy

@@ -173,10 +173,10 @@ func countFaults(faults []api.PolicyFault) string {
 }
 
 // tellChanges prints what opens and closes, one a line, at most limit of them; 0: all.
-func tellChanges(w io.Writer, changes []api.PolicyChange, more bool, limit int) error {
-	rest := 0
+func tellChanges(w io.Writer, changes []api.PolicyChange, more bool, further, limit int) error {
+	rest := further
 	if limit > 0 && len(changes) > limit {
-		rest = len(changes) - limit
+		rest += len(changes) - limit
 		changes = changes[:limit]
 	}
 	for _, ch := range changes {
@@ -185,14 +185,17 @@ func tellChanges(w io.Writer, changes []api.PolicyChange, more bool, limit int) 
 		}
 	}
 	switch {
-	case more && len(changes) == 0:
-		fmt.Fprintln(w, "… too many users to tell them all here")
-	case more:
-		fmt.Fprintln(w, "… and many more")
+	case more && further == 0:
+		fmt.Fprintln(w, "… and more: there are too many kinds of users to look at them all")
 	case rest > 0:
 		fmt.Fprintf(w, "… and %d more\n", rest)
 	}
 	return nil
+}
+
+// unknownFlag is --allow-unknown-users.
+func unknownFlag(cmd *cobra.Command, allow *bool) {
+	cmd.Flags().BoolVar(allow, "allow-unknown-users", false, "let the policy name users that do not exist yet; they are warned about")
 }
 
 const noChanges = "Nobody gains or loses anything."
@@ -207,7 +210,7 @@ func (c *cli) tellSet(file string, a *api.SetPolicyAnswer) error {
 		fmt.Fprintln(c.errOut, "It is the policy already; nothing is changed.")
 		return nil
 	}
-	if err := tellChanges(c.out, a.Changes, a.More, shortChanges); err != nil {
+	if err := tellChanges(c.out, a.Changes, a.More, a.Further, shortChanges); err != nil {
 		return err
 	}
 	if len(a.Changes) == 0 && !a.More {
@@ -236,7 +239,10 @@ func (c *cli) policySet() *cobra.Command {
 		Use: "set FILE|-", Short: "Replace the policy",
 		Long: `Replace the policy by the text in FILE, or by what stands on the standard input. It is understood, compiled and its tests are
 run first; if anything is wrong, the policy stays as it is. Comments and formatting are kept, and the old text stays in
-the history. It takes effect at once, for connected clients too. What opened and closed is printed.`,
+the history. It takes effect at once, for connected clients too. What opened and closed is printed.
+
+A user that does not exist is a fault, since most such names are misspelt: --allow-unknown-users makes it a warning. Where
+people sign in by an identity provider, mail addresses of those who have not yet are warned about only.`,
 		Example: `  skein policy set policy.hujson
   skein policy set policy.hujson -m "room for anna" --if-version 3
   skein policy set - < policy.hujson
@@ -246,6 +252,7 @@ the history. It takes effect at once, for connected clients too. What opened and
 	cmd.Flags().StringVarP(&req.Comment, "comment", "m", "", "`TEXT` for the history: why")
 	cmd.Flags().Int64Var(&ifVersion, "if-version", 0, "only if the policy is version `NUMBER` (0: none was ever set), so that nobody's change is lost")
 	cmd.Flags().BoolVar(&req.None, "none", false, "no policy: everybody reaches everybody")
+	unknownFlag(cmd, &req.AllowUnknownUsers)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name, err := file.only(cmd, args, req.None)
 		if err != nil {
@@ -285,20 +292,22 @@ the history. It takes effect at once, for connected clients too. What opened and
 }
 
 func (c *cli) policyCheck() *cobra.Command {
-	var offline bool
+	var offline, allowUnknown bool
 	cmd := &cobra.Command{
 		Use: "check FILE|-", Aliases: []string{"validate", "test"}, Short: "Say whether a policy would be accepted",
 		Long: `Say whether a policy would be accepted, and whether its tests hold for the users and nodes that there are. Nothing is changed.
 Faults are printed as FILE:LINE:COLUMN.
 
 With --offline no server is asked: the text is checked and its tests are run as if there were no users and nodes, so that
-tests about addresses of nodes, and what depends on the tailnet's domain or on the roles of users, cannot be told.`,
+tests about addresses of nodes, unknown users, and what depends on the tailnet's domain or on the roles of users, cannot be
+told.`,
 		Example: `  skein policy check policy.hujson
   skein policy check --offline policy.hujson    # in a pipeline
   skein policy get | skein policy check -`,
 	}
 	file := addFileArg(cmd)
 	cmd.Flags().BoolVar(&offline, "offline", false, "do not ask a server")
+	unknownFlag(cmd, &allowUnknown)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name, err := file.only(cmd, args, false)
 		if err != nil {
@@ -316,7 +325,7 @@ tests about addresses of nodes, and what depends on the tailnet's domain or on t
 			if cl, err = c.client(); err != nil {
 				return fmt.Errorf("%w\nWithout a server: skein policy check --offline", err)
 			}
-			a, err = cl.CheckPolicy(cmd.Context(), api.PolicyRequest{Text: text})
+			a, err = cl.CheckPolicy(cmd.Context(), api.PolicyRequest{Text: text, AllowUnknownUsers: allowUnknown})
 		}
 		if err != nil {
 			return err
@@ -376,6 +385,7 @@ are. Nothing is changed. Nodes that are treated alike are named by their user or
 	file := addFileArg(cmd)
 	cmd.Flags().Int64Var(&version, "version", 0, "compare with version `NUMBER` instead of a file")
 	cmd.Flags().BoolVar(&req.None, "none", false, "compare with no policy instead of a file")
+	unknownFlag(cmd, &req.AllowUnknownUsers)
 	must(cmd.RegisterFlagCompletionFunc("version", forFlag(c.completeVersions)))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		other := cmd.Flags().Changed("version")
@@ -405,7 +415,7 @@ are. Nothing is changed. Nodes that are treated alike are named by their user or
 		}
 		if c.output != "" {
 			err = writeValue(c.out, c.output, d)
-		} else if err = tellChanges(c.out, d.Changes, d.More, 0); err == nil && len(d.Changes) == 0 {
+		} else if err = tellChanges(c.out, d.Changes, d.More, d.Further, 0); err == nil && len(d.Changes) == 0 {
 			fmt.Fprintln(c.errOut, noChanges)
 		}
 		if err != nil || len(d.Faults) == 0 {
@@ -415,7 +425,7 @@ are. Nothing is changed. Nodes that are treated alike are named by their user or
 			name = "version " + req.Version.String()
 		}
 		c.tellFaults(name, d.Faults)
-		return errors.New("it would be refused, because its tests fail")
+		return fmt.Errorf("it would be refused: %s", countFaults(d.Faults))
 	}
 	return cmd
 }
@@ -588,6 +598,19 @@ func explained(x *api.Explanation) string {
 		line("  ", "%s", x.Why)
 	}
 	for _, r := range append(x.Rules, x.Near...) {
+		line("  ", "%s", r.Text)
+		if r.Source != "" {
+			line("    ", "%s", r.Source)
+		}
+	}
+	var beside []api.PolicyRule
+	for _, r := range x.SSH {
+		beside = append(beside, r.PolicyRule)
+	}
+	for _, r := range x.Capabilities {
+		beside = append(beside, r.PolicyRule)
+	}
+	for _, r := range beside {
 		line("  ", "%s", r.Text)
 		if r.Source != "" {
 			line("    ", "%s", r.Source)

@@ -25,7 +25,7 @@ const firstPolicy = `// There is no policy yet: everybody reaches everybody. Thi
 `
 
 func (c *cli) policyEdit() *cobra.Command {
-	var comment string
+	var req api.SetPolicyRequest
 	cmd := &cobra.Command{
 		Use: "edit", Short: "Change the policy in an editor",
 		Long: `Change the policy in the editor that VISUAL or EDITOR names, or else in vi. What would open and close is shown and must be
@@ -42,15 +42,17 @@ your text is kept.`,
 			if err != nil {
 				return err
 			}
-			return c.editPolicy(cmd, cl, comment)
+			return c.editPolicy(cmd, cl, req)
 		},
 	}
-	cmd.Flags().StringVarP(&comment, "comment", "m", "", "`TEXT` for the history: why")
+	unknownFlag(cmd, &req.AllowUnknownUsers)
+	cmd.Flags().StringVarP(&req.Comment, "comment", "m", "", "`TEXT` for the history: why")
 	return cmd
 }
 
 // editPolicy edits a copy until it is in force or given up. The copy is kept if work would be lost otherwise.
-func (c *cli) editPolicy(cmd *cobra.Command, cl *api.Client, comment string) (err error) {
+// req is what to ask for when it is put in force, but for the text.
+func (c *cli) editPolicy(cmd *cobra.Command, cl *api.Client, req api.SetPolicyRequest) (err error) {
 	old, err := cl.Policy(cmd.Context())
 	if err != nil {
 		return err
@@ -93,14 +95,15 @@ func (c *cli) editPolicy(cmd *cobra.Command, cl *api.Client, comment string) (er
 			return nil
 		}
 		keep = true
-		again, err := c.review(cmd, cl, file, text)
+		again, err := c.review(cmd, cl, file, api.PolicyRequest{Text: text, AllowUnknownUsers: req.AllowUnknownUsers})
 		if err != nil {
 			return err
 		}
 		if again {
 			continue
 		}
-		a, err := cl.SetPolicy(cmd.Context(), api.SetPolicyRequest{Text: text, Comment: comment, Author: onBehalf(), IfMatch: api.Ref(old.Version.String())})
+		req.Text, req.Author, req.IfMatch = text, onBehalf(), api.Ref(old.Version.String())
+		a, err := cl.SetPolicy(cmd.Context(), req)
 		if err != nil {
 			return c.refused(file, err)
 		}
@@ -113,10 +116,10 @@ func (c *cli) editPolicy(cmd *cobra.Command, cl *api.Client, comment string) (er
 	}
 }
 
-// review shows what text would do, or what is wrong with it, and asks how to go on: nil is to put it in force, again is to
+// review shows what the policy would do, or what is wrong with it, and asks how to go on: nil is to put it in force, again is to
 // edit it once more.
-func (c *cli) review(cmd *cobra.Command, cl *api.Client, file, text string) (again bool, err error) {
-	d, err := cl.DiffPolicy(cmd.Context(), api.PolicyRequest{Text: text})
+func (c *cli) review(cmd *cobra.Command, cl *api.Client, file string, req api.PolicyRequest) (again bool, err error) {
+	d, err := cl.DiffPolicy(cmd.Context(), req)
 	var pe *api.PolicyError
 	switch {
 	case errors.As(err, &pe):
@@ -132,7 +135,7 @@ func (c *cli) review(cmd *cobra.Command, cl *api.Client, file, text string) (aga
 		return false, fmt.Errorf("%s; nothing is changed", countFaults(d.Faults))
 	}
 	c.tellWarnings(file, d.Warnings)
-	_ = tellChanges(c.errOut, d.Changes, d.More, 2*shortChanges)
+	_ = tellChanges(c.errOut, d.Changes, d.More, d.Further, 2*shortChanges)
 	if len(d.Changes) == 0 {
 		fmt.Fprintln(c.errOut, noChanges)
 	}
