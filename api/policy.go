@@ -515,7 +515,7 @@ func faultsOf(unknown policy.Errors, tolerated func(name string) bool) (out poli
 			continue
 		}
 		f := *e
-		if !strings.Contains(f.Text, "did you mean") {
+		if !strings.Contains(f.Text, "did you mean") && !strings.HasPrefix(f.User, "*@") {
 			f.Text += "; create the user first, or allow unknown users (--allow-unknown-users) if somebody is still to come"
 		}
 		out = append(out, &f)

@@ -90,8 +90,18 @@ func TestPolicy(t *testing.T) {
 		t.Error("a policy with faults has closed what was open")
 	}
 
-	write(fmt.Sprintf(policy, `"group:home"`))
+	write(strings.Replace(fmt.Sprintf(policy, `"group:home", "gust@"`), `"acls"`, `"tests": [{"src": "guest@", "accept": ["tag:web:80"]}], "acls"`, 1))
+	reload("a file whose test fails, which changes nothing")
+	n.Wait(soon, "the failing test is in the log", func() (bool, string) {
+		return strings.Contains(n.srv.Log(), "guest@ to tag:web:80: want accepted, got denied"), "it is not"
+	})
+	if !gets(guestHost, url(80)) {
+		t.Error("a policy whose test fails has closed what was open")
+	}
+
+	write(fmt.Sprintf(policy, `"group:home", "gust@"`))
 	begin = reload("the guest may not any more")
+	n.Wait(soon, "the log names the user who is not there", func() (bool, string) { return strings.Contains(n.srv.Log(), "user=gust@"), "it does not" })
 	guest.WaitNoPeer(soon, n.Cloud.Name())
 	n.measured("web server gone from the guest after reload", time.Since(begin))
 	if gets(guestHost, url(80)) {

@@ -158,8 +158,8 @@ func Compile(p *Policy, users []*tailnet.User, nodes []*tailnet.Node, opts Optio
 	return c, nil
 }
 
-// UnknownUsers are the users that the policy or its tests name and the tailnet does not have, each once, where it stands
-// first. They may be misspelt, or people who are yet to come: which of the two the caller must know.
+// UnknownUsers are the users, and the domains of users, that the policy or its tests name and the tailnet does not have, each
+// once, where it stands first. They may be misspelt, or people who are yet to come: which of the two the caller must know.
 func (c *Compiled) UnknownUsers() (out Errors) {
 	if c.allowAll {
 		return nil
@@ -189,6 +189,16 @@ func (c *Compiled) UnknownUsers() (out Errors) {
 		}
 		l, col := p.d.position(w.off)
 		out = append(out, &Error{Line: l, Column: col, Path: w.path, Text: text, User: w.text})
+	}
+	for _, w := range p.domains {
+		key := target{kind: kindDomain, name: w.text}.key()
+		if known[key] {
+			continue
+		}
+		known[key] = true
+		l, col := p.d.position(w.off)
+		out = append(out, &Error{Line: l, Column: col, Path: w.path, User: "*@" + w.text, Text: fmt.Sprintf(
+			"%s is not associated with this Tailnet and cannot be used in user:*@<domain> expressions: nobody's login ends so", clip(w.text))})
 	}
 	slices.SortStableFunc(out, func(a, b *Error) int { return cmp.Or(a.Line-b.Line, a.Column-b.Column) })
 	return out

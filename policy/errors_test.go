@@ -108,16 +108,17 @@ func TestWarnings(t *testing.T) {
 func TestUnknownUsers(t *testing.T) {
 	c, _ := small(t, `{"groups": {"group:a": ["ada@example.com", "eve@example.com"]},
 		"acls": [{"action": "accept", "src": ["bob@", "adda@example.com"], "dst": ["eve@example.com:22"]}],
-		"ssh": [{"action": "accept", "src": ["bob@"], "dst": ["autogroup:self"], "users": ["root"]}],
+		"ssh": [{"action": "accept", "src": ["user:*@example.com"], "dst": ["autogroup:self"], "users": ["localpart:*@example.net"]}],
 		"tests": [{"src": "bob@", "deny": ["mal@example.com:22", "tag:gone:22"]}]}`, Options{})
 	want := `line 1, column 44: groups["group:a"][1]: no user is called "eve@example.com"
 line 2, column 49: acls[0].src[1]: no user is called "adda@example.com"; did you mean "ada@example.com"?
+line 3, column 100: ssh[0].users[0]: example.net is not associated with this Tailnet and cannot be used in user:*@<domain> expressions: nobody's login ends so
 line 4, column 38: tests[0].deny[0]: no user is called "mal@example.com"`
 	got := c.UnknownUsers()
 	if got.Error() != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	if len(got) != 3 || got[0].User != "eve@example.com" {
+	if len(got) != 4 || got[0].User != "eve@example.com" {
 		t.Errorf("%+v", got)
 	}
 	if AllowAll().UnknownUsers() != nil {

@@ -160,11 +160,6 @@ func (s *server) reload(ctx context.Context, load func() (*config.Config, error)
 		s.log.Error("the configuration has faults; everything stays as it was", "err", err)
 		return
 	}
-	file, err := policyFile(s.cfg)
-	if err != nil {
-		s.log.Error("the policy has faults; the old one stays in force", "err", err)
-	}
-	usePolicy := err == nil && file != nil
 	live, restart := config.Diff(s.current, next)
 	_ = level.UnmarshalText([]byte(next.Log.Level)) // Load has checked it
 	if changed, err := s.renewCertificate(next); err != nil {
@@ -177,14 +172,12 @@ func (s *server) reload(ctx context.Context, load func() (*config.Config, error)
 	}
 	err = s.state.Update(ctx, "configuration reloaded", func(tx *state.Tx) error {
 		tx.SetDNS(settings)
-		if usePolicy {
-			return tx.UsePolicyFile(file)
-		}
 		return nil
 	})
 	if err != nil {
-		s.log.Error("DNS settings and policy could not be published", "err", err)
+		s.log.Error("DNS settings could not be published", "err", err)
 	}
+	s.reloadPolicy(ctx)
 	s.current = next
 	s.log.Info("configuration reloaded", "changed", live)
 	if len(restart) > 0 {

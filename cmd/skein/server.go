@@ -285,22 +285,6 @@ func dnsSettings(cfg *config.Config) (*dns.Settings, error) {
 	return s, nil
 }
 
-// policyFile reads the policy if it comes from a file; otherwise it is nil.
-func policyFile(cfg *config.Config) (*policy.Policy, error) {
-	if !cfg.Policy.FromFile() {
-		return nil, nil
-	}
-	b, err := os.ReadFile(cfg.Policy.Path)
-	if err != nil {
-		return nil, fmt.Errorf("the policy cannot be read (policy.path): %w", err)
-	}
-	p, err := policy.Parse(b)
-	if err != nil {
-		return nil, fmt.Errorf("the policy %s has faults:\n%w", cfg.Policy.Path, err)
-	}
-	return p, nil
-}
-
 // openState reads the relay map and the tailnet.
 func (s *server) openState(ctx context.Context) (err error) {
 	if s.sources, err = derp.NewSources(ctx, s.sourcesOptions(s.cfg)); err != nil {
@@ -334,6 +318,7 @@ func (s *server) openState(ctx context.Context) (err error) {
 	}
 	s.state = st
 	s.onClose(func() error { st.Close(); return nil })
+	s.tellPolicyFile()
 	return nil
 }
 
