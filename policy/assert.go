@@ -151,6 +151,9 @@ func (c *Compiled) memberActors(t target) (out []actor) {
 	for len(queue) > 0 {
 		g := c.rules.policy.groups[queue[0]]
 		queue = queue[1:]
+		if g == nil { // of an identity provider
+			continue
+		}
 		for _, u := range g.users {
 			if u.kind == kindUser {
 				add(c.userActor(u.name))

@@ -207,7 +207,8 @@ func (c *Compiled) WithUser(old, new *tailnet.User) *Compiled {
 	var repl []userBits
 	if new != nil {
 		repl = []userBits{{new, c.rules.userSets(new)}}
-		if found && slices.Equal(c.users[i].in, repl[0].in) && c.users[i].user.LoginName() == new.LoginName() {
+		if found && slices.Equal(c.users[i].in, repl[0].in) && c.users[i].user.LoginName() == new.LoginName() &&
+			slices.Equal(c.users[i].user.Groups, new.Groups) {
 			return c
 		}
 	}

@@ -158,8 +158,8 @@ func Compile(p *Policy, users []*tailnet.User, nodes []*tailnet.Node, opts Optio
 	return c, nil
 }
 
-// UnknownUsers are the users, and the domains of users, that the policy or its tests name and the tailnet does not have, each
-// once, where it stands first. They may be misspelt, or people who are yet to come: which of the two the caller must know.
+// UnknownUsers are the users, the domains of users, and the groups of identity providers, that the policy or its tests name and
+// the tailnet does not have, each once, where it stands first. They may be misspelt, or people who are yet to come: which of the two the caller must know.
 func (c *Compiled) UnknownUsers() (out Errors) {
 	if c.allowAll {
 		return nil
@@ -200,6 +200,16 @@ func (c *Compiled) UnknownUsers() (out Errors) {
 		out = append(out, &Error{Line: l, Column: col, Path: w.path, User: "*@" + w.text, Text: fmt.Sprintf(
 			"%s is not associated with this Tailnet and cannot be used in user:*@<domain> expressions: nobody's login ends so", clip(w.text))})
 	}
+	for _, w := range p.synced {
+		key := target{kind: kindGroup, name: w.text}.key()
+		if known[key] {
+			continue
+		}
+		known[key] = true
+		l, col := p.d.position(w.off)
+		out = append(out, &Error{Line: l, Column: col, Path: w.path, User: w.text, Text: fmt.Sprintf(
+			"the policy does not define %q, and nobody is in such a group at the identity provider", clip(w.text))})
+	}
 	slices.SortStableFunc(out, func(a, b *Error) int { return cmp.Or(a.Line-b.Line, a.Column-b.Column) })
 	return out
 }
@@ -236,16 +246,36 @@ func (r *rules) tokens(u *tailnet.User) []string {
 	for _, n := range userNames(u) {
 		out = append(out, target{kind: kindUser, name: n}.key())
 	}
-	if _, domain, ok := strings.Cut(u.LoginName(), "@"); ok {
+	_, domain, ok := strings.Cut(u.LoginName(), "@")
+	if ok {
 		out = append(out, target{kind: kindDomain, name: domain}.key())
 	}
-	var groups []string
+	groups := r.syncedGroups(u, domain)
 	for _, t := range out {
 		groups = append(groups, r.direct[t]...)
 	}
 	out = append(out, r.groupTokens(groups)...)
 	if u.Role != tailnet.RoleMember {
 		out = append(out, target{kind: kindRole, name: string(u.Role)}.key())
+	}
+	return out
+}
+
+// syncedGroups are the names in policies of the groups that u is in at its identity provider. What the policy itself defines
+// under such a name holds alone. Keycloak writes groups as paths: the slash in front may be left out.
+func (r *rules) syncedGroups(u *tailnet.User, domain string) (out []string) {
+	for _, g := range u.Groups {
+		names := []string{g}
+		if short, ok := strings.CutPrefix(g, "/"); ok && short != "" {
+			names = append(names, short)
+		}
+		for _, n := range names {
+			for _, name := range []string{"group:" + n + "@", "group:" + n + "@" + domain} {
+				if r.policy.groups[name] == nil && !slices.Contains(out, name) {
+					out = append(out, name)
+				}
+			}
+		}
 	}
 	return out
 }

@@ -41,6 +41,7 @@ type Policy struct {
 	domains        []word // of user:*@DOMAIN and localpart:*@DOMAIN, to be checked against the tailnet's
 	users          []word // that are named anywhere but in tests
 	testUsers      []word // that tests name
+	synced         []word // groups of identity providers that are named anywhere
 }
 
 // Text is the policy as it was given to Parse.
@@ -236,6 +237,10 @@ func (p *Policy) note(t target, w word) {
 		p.domains = append(p.domains, word{t.name, w.off, w.path})
 	case kindUser:
 		p.users = append(p.users, word{t.name, w.off, w.path})
+	case kindGroup:
+		if p.groups[t.name] == nil {
+			p.synced = append(p.synced, word{t.name, w.off, w.path})
+		}
 	}
 }
 
@@ -258,6 +263,7 @@ func (p *Policy) decodeGroups(v value) {
 				p.note(t, w)
 				g.users = append(g.users, t)
 			case t.kind == kindGroup:
+				p.note(t, w)
 				g.groups = append(g.groups, t.name)
 			default:
 				p.d.fail(w.off, w.path, "%q cannot be in a group: groups hold users and groups", clip(w.text))

@@ -99,7 +99,7 @@ func (p *Policy) target(s string) (target, error) {
 		}
 		return target{}, fmt.Errorf("autogroup not found: %q", clip(s))
 	case "group":
-		if p.groups[s] == nil {
+		if p.groups[s] == nil && !synced(name) {
 			return target{}, fmt.Errorf("group not found: %q", clip(s))
 		}
 		return target{kind: kindGroup, name: s}, nil
@@ -136,6 +136,13 @@ func (p *Policy) target(s string) (target, error) {
 		return target{}, err
 	}
 	return target{kind: kindAddr, name: s, nets: []netip.Prefix{n}}, nil
+}
+
+// synced reports whether a group that the policy does not define is one of an identity provider: NAME@DOMAIN, where DOMAIN is that
+// of its members' mail addresses, or NAME@ for members whatever their address.
+func synced(name string) bool {
+	at := strings.LastIndexByte(name, '@')
+	return at > 0 && !strings.ContainsAny(name[at:], ":/*")
 }
 
 // parseNet reads an address or a prefix.
