@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -476,8 +477,9 @@ func (s *server) notes(src *state.Node, dst destination) []string {
 		case n == nil:
 		case n.Expired(s.Now()):
 			out = append(out, fmt.Sprintf("the key of %s has expired: it takes part again once it has logged in", n.ShortName()))
-		case !n.Authorized:
-			out = append(out, fmt.Sprintf("%s has not been approved yet", n.ShortName()))
+		case !n.Approved:
+			what := map[string]string{statusUserWaits: "belongs to a namespace that has not been approved yet", statusUserSuspended: "belongs to a suspended namespace"}
+			out = append(out, fmt.Sprintf("%s %s", n.ShortName(), cmp.Or(what[nodeStatus(s.State.Snapshot(), n)], "has not been approved yet")))
 		case !n.Online:
 			out = append(out, fmt.Sprintf("%s is offline now", n.ShortName()))
 		}

@@ -229,6 +229,7 @@ func TestNobodyClimbs(t *testing.T) {
 		{"POST /user/junyao/role", `{"role":"network-admin"}`},
 		{"POST /user/boss/role", `{"role":"member"}`},
 		{"DELETE /user/boss", ""},
+		{"POST /user/boss/suspend", ""},
 		{"POST /apikey", `{"user":"boss"}`},
 		{"POST /apikey", `{"scopes":["policy_file"]}`},
 	} {
@@ -239,6 +240,12 @@ func TestNobodyClimbs(t *testing.T) {
 	}
 	if after := w.st.Snapshot().Rev; after != before {
 		t.Errorf("rev %d became %d", before, after)
+	}
+	if rec, p := send(h, "192.0.2.1", "POST", "/api/v1/user/it/suspend", key, ""); rec.Code != 409 || !strings.Contains(p.Message, "yourself") {
+		t.Errorf("suspending itself: %d %s", rec.Code, rec.Body)
+	}
+	if rec, _ := send(h, "192.0.2.1", "POST", "/api/v1/user/junyao/suspend", key, ""); rec.Code != 200 {
+		t.Errorf("suspending a member: %d %s", rec.Code, rec.Body)
 	}
 	if rec, _ := send(h, "192.0.2.1", "POST", "/api/v1/user/junyao/role", key, `{"role":"auditor"}`); rec.Code != 200 {
 		t.Errorf("what it may: %d %s", rec.Code, rec.Body)

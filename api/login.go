@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -27,6 +28,10 @@ type Registrar interface {
 	CompleteLogin(ctx context.Context, loginID string, user tailnet.UserID) (tailnet.NodeID, error)
 	// Logins are the registrations that wait, oldest first.
 	Logins(ctx context.Context) ([]*tailnet.Login, error)
+	// Renew lets the key of n, a clone, live as long as if it had just logged in.
+	Renew(tx *state.Tx, n *tailnet.Node)
+	// KeyDuration is how long keys live by these settings and the configuration; 0: for ever.
+	KeyDuration(s tailnet.Settings) time.Duration
 	// SSHChecks are the SSH sessions that wait to be confirmed, oldest first.
 	SSHChecks(ctx context.Context) ([]*tailnet.SSHCheck, error)
 	// ApproveSSH lets one of them begin, DenySSH ends it; by is who did. The error is NotFound if nothing waits under the

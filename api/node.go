@@ -46,7 +46,9 @@ type Node struct {
 	FQDN          string   `json:"fqdn"` // empty if there is no MagicDNS
 	Ephemeral     bool     `json:"ephemeral"`
 	Expired       bool     `json:"expired"`
-	Authorized    bool     `json:"authorized"`
+	Authorized    bool     `json:"authorized"`   // an administrator has approved it, or none needs to
+	Status        string   `json:"status"`       // whether it takes part, one of NodeStatuses
+	NeverExpires  bool     `json:"neverExpires"` // its key does not end, whatever the rule
 	OS            string   `json:"os"`
 	ClientVersion string   `json:"clientVersion"`
 	Endpoints     []string `json:"endpoints"`
@@ -70,6 +72,34 @@ func (n *Node) ShortNodeKey() string {
 	return k.ShortString()
 }
 
+// NodeStatuses are what a Node's Status can be: it takes part; an administrator has to approve it, or its user; its user is
+// suspended; its key has ended, so that its machine has to log in.
+var NodeStatuses = []string{statusActive, statusWaits, statusUserWaits, statusUserSuspended, statusExpired}
+
+const (
+	statusActive        = "active"
+	statusWaits         = "needs-approval"
+	statusUserWaits     = "user-needs-approval"
+	statusUserSuspended = "user-suspended"
+	statusExpired       = "expired"
+)
+
+// nodeStatus is the first of NodeStatuses that keeps n apart, or else statusActive.
+func nodeStatus(sn *state.Snapshot, n *state.Node) string {
+	u := sn.User(n.User)
+	switch {
+	case n.User != 0 && (u == nil || u.Status != tailnet.UserActive && u.Status != tailnet.UserWaiting):
+		return statusUserSuspended
+	case n.User != 0 && u.Status == tailnet.UserWaiting:
+		return statusUserWaits
+	case !n.Authorized:
+		return statusWaits
+	case n.Ended:
+		return statusExpired
+	}
+	return statusActive
+}
+
 // nodeJSON is the one place that makes a Node.
 func nodeJSON(sn *state.Snapshot, n *state.Node, now time.Time) *Node {
 	out := &Node{
@@ -83,6 +113,7 @@ func nodeJSON(sn *state.Snapshot, n *state.Node, now time.Time) *Node {
 		AvailableRoutes: prefixStrings(tailnet.SortPrefixes(slices.Clone(n.AdvertisedRoutes()))),
 		SubnetRoutes:    prefixStrings(n.Primary),
 		StableID:        n.StableID, Ephemeral: n.Ephemeral, Expired: n.Expired(now), Authorized: n.Authorized,
+		Status: nodeStatus(sn, n), NeverExpires: n.NeverExpires,
 		OS: n.Hostinfo.OS, Endpoints: []string{}, HomeDERP: n.HomeDERP,
 	}
 	if n.RegisterMethod == "" {
@@ -132,10 +163,16 @@ type (
 		User Ref    `json:"user"`
 		Key  string `json:"key"`
 	}
-	// ExpireNodeRequest ends a node's key: now, or at Expiry; DisableExpiry lets it live for ever instead.
+	// ExpireNodeRequest ends a node's key: now, or at Expiry. DisableExpiry lets it live for ever instead, over later logins
+	// too; Renew lets it live as long as if the node had just logged in, and takes DisableExpiry back.
 	ExpireNodeRequest struct {
 		Expiry        *time.Time `json:"expiry,omitempty"`
 		DisableExpiry bool       `json:"disableExpiry,omitempty"`
+		Renew         bool       `json:"renew,omitempty"`
+	}
+	// ApproveNodeRequest lets a node that waits take part, or, if Approved is false, no more. Without Approved it is true.
+	ApproveNodeRequest struct {
+		Approved *bool `json:"approved,omitempty"`
 	}
 	// SetTagsRequest replaces the tags of a node, which then belongs to nobody. Tags must not be empty: MoveNode takes tags
 	// away, because a node needs an owner.
@@ -154,6 +191,7 @@ func (s *server) nodeRoutes() []route {
 		{"/node", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listNodes}}},
 		{"/node/register", ops{http.MethodPost: {auth.ScopeDevices, s.registerNode}}},
 		{one, ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.getNode}, http.MethodDelete: {auth.ScopeDevices, s.deleteNode}}},
+		{one + "/approve", ops{http.MethodPost: {auth.ScopeDevices, s.approveNode}}},
 		{one + "/expire", ops{http.MethodPost: {auth.ScopeDevices, s.expireNode}}},
 		{one + "/rename/{new}", ops{http.MethodPost: {auth.ScopeDevices, s.renameNode}}},
 		{one + "/tags", ops{http.MethodPost: {auth.ScopeDevices, s.setTags}}},
@@ -321,26 +359,53 @@ func (s *server) expireNode(r *http.Request) (any, error) {
 	if err := readJSON(r, &req); err != nil {
 		return nil, err
 	}
-	if req.DisableExpiry && req.Expiry != nil {
-		return nil, tailnet.Errorf(tailnet.Invalid, "expiry and disableExpiry contradict each other: give one of them")
+	if req.DisableExpiry && (req.Renew || req.Expiry != nil) || req.Renew && req.Expiry != nil {
+		return nil, tailnet.Errorf(tailnet.Invalid, "expiry, disableExpiry and renew contradict each other: give one of them")
+	}
+	if req.Expiry != nil && (req.Expiry.Year() < 2000 || req.Expiry.Year() > 9999) {
+		return nil, tailnet.Errorf(tailnet.Invalid, "expiry: %s is not a time at which a key can end; for ever is disableExpiry", req.Expiry.Format(time.RFC3339))
 	}
 	return s.changeNode(r, "change expiry", func(tx *state.Tx, n *tailnet.Node) (bool, error) {
-		before := n.Expiry
+		before, never := n.Expiry, n.NeverExpires
+		n.NeverExpires = req.DisableExpiry
 		switch {
 		case req.DisableExpiry:
 			n.Expiry = time.Time{}
+		case req.Renew:
+			s.Auth.Renew(tx, n)
 		case req.Expiry != nil:
 			n.Expiry = req.Expiry.UTC()
 		case !n.Expired(tx.Now()): // what has ended stays ended when it did
 			n.Expiry = tx.Now()
 		}
-		return !n.Expiry.Equal(before), nil
+		return !n.Expiry.Equal(before) || n.NeverExpires != never, nil
 	})
 }
 
 // ExpireNode ends the key of a node, so that its machine has to log in again.
 func (c *Client) ExpireNode(ctx context.Context, node Ref, req ExpireNodeRequest) (*Node, error) {
 	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "expire"), req)
+}
+
+func (s *server) approveNode(r *http.Request) (any, error) {
+	var req ApproveNodeRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	yes, why := req.Approved == nil || *req.Approved, "approve"
+	if !yes {
+		why = "take back the approval"
+	}
+	return s.changeNode(r, why, func(_ *state.Tx, n *tailnet.Node) (bool, error) {
+		changed := n.Authorized != yes
+		n.Authorized = yes
+		return changed, nil
+	})
+}
+
+// ApproveNode lets a node that waits take part, or one that takes part no more.
+func (c *Client) ApproveNode(ctx context.Context, node Ref, approved bool) (*Node, error) {
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "approve"), ApproveNodeRequest{&approved})
 }
 
 func (s *server) renameNode(r *http.Request) (any, error) {
@@ -392,10 +457,12 @@ func (s *server) setTags(r *http.Request) (any, error) {
 	}
 	return s.changeNode(r, fmt.Sprintf("change tags to %s", strings.Join(tags, ",")), func(tx *state.Tx, n *tailnet.Node) (bool, error) {
 		changed := !slices.Equal(n.Tags, tags)
-		if !n.Tagged() {
-			n.User, n.Expiry = 0, time.Time{} // what belongs to nobody has nobody to log it in again
+		if expiry := n.Expiry; n.Tagged() {
+			auth.SetTags(n, tags)
+			n.Expiry = expiry // an administrator's
+		} else {
+			auth.SetTags(n, tags) // what belongs to nobody has nobody to log it in again
 		}
-		n.Tags = tags
 		return changed, nil
 	})
 }
@@ -418,8 +485,11 @@ func (s *server) moveNode(r *http.Request) (any, error) {
 		if _, err := userIn(tx, u.ID); err != nil {
 			return false, err
 		}
-		changed := n.User != u.ID || n.Tagged()
+		changed, tagged := n.User != u.ID || n.Tagged(), n.Tagged()
 		n.User, n.Tags = u.ID, nil
+		if tagged && n.Expiry.IsZero() {
+			s.Auth.Renew(tx, n) // from here on it has somebody to log it in again
+		}
 		return changed, nil
 	})
 }

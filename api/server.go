@@ -17,11 +17,13 @@
 //	GET    /node/{node}                       POST   /routes/enable, /routes/disable, /routes/exact
 //	DELETE /node/{node}                       GET    /node/{node}/routes
 //	POST   /node/register ?user=&key=         POST   /node/{node}/approve_routes
-//	POST   /node/{node}/expire                GET    /login
+//	POST   /node/{node}/expire, …/approve     GET    /login
 //	POST   /node/{node}/rename/{new}          GET    /derp/map
 //	POST   /node/{node}/tags                  GET    /health
 //	POST   /node/{node}/user                  GET    /version
-//	POST   /user/{user}/role                  GET    /sshcheck
+//	POST   /user/{user}/role, …/approve,      GET    /sshcheck
+//	       …/suspend, …/restore               GET    /settings
+//	                                          PATCH  /settings
 //	GET    /apikey                            POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
 //	POST   /apikey                            POST   /apikey/expire, /apikey/revoke
 //	DELETE /apikey/{prefix}
@@ -156,7 +158,7 @@ func NewServer(o Options) http.Handler {
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
-		s.policyRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
+		s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.

@@ -23,6 +23,7 @@ type User struct {
 	ProviderID    string     `json:"providerId"`    // issuer and subject at the identity provider; empty for others
 	Provider      string     `json:"provider"`      // id of the identity provider; empty for others
 	ProfilePicURL string     `json:"profilePicUrl"` // https, may be empty
+	Status        string     `json:"status"`        // active, needs-approval or suspended: the nodes of those who are not active are cut off
 	Role          string     `json:"role"`          // one of Roles
 }
 
@@ -42,6 +43,9 @@ func userJSON(u *tailnet.User) *User {
 	}
 	if u.Role == tailnet.RoleMember {
 		out.Role = roleMember
+	}
+	if out.Status = string(u.Status); u.Status == tailnet.UserActive {
+		out.Status = statusActive
 	}
 	return out
 }
@@ -88,6 +92,9 @@ func (s *server) userRoutes() []route {
 		{"/user", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.listUsers}, http.MethodPost: {auth.ScopeUsers, s.createUser}}},
 		{"/user/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.deleteUser}}},
 		{"/user/{user}/rename/{new}", ops{http.MethodPost: {auth.ScopeUsers, s.renameUser}}},
+		{"/user/{user}/approve", ops{http.MethodPost: {auth.ScopeUsers, s.activateUser}}},
+		{"/user/{user}/suspend", ops{http.MethodPost: {auth.ScopeUsers, s.suspendUser}}},
+		{"/user/{user}/restore", ops{http.MethodPost: {auth.ScopeUsers, s.activateUser}}},
 		{"/user/{user}/role", ops{http.MethodPost: {auth.ScopeUsers, s.setRole}}},
 	}
 }
@@ -254,6 +261,73 @@ func (s *server) setRole(r *http.Request) (any, error) {
 func (c *Client) SetUserRole(ctx context.Context, user Ref, role string) (*User, error) {
 	var out UserAnswer
 	err := c.do(ctx, http.MethodPost, c.path("user", string(user), "role"), SetRoleRequest{role}, &out)
+	return out.User, err
+}
+
+// activateUser lets a user take part who waited for approval, or was suspended.
+func (s *server) activateUser(r *http.Request) (any, error) {
+	return s.setUserStatus(r, tailnet.UserActive)
+}
+
+func (s *server) suspendUser(r *http.Request) (any, error) {
+	return s.setUserStatus(r, tailnet.UserSuspended)
+}
+
+func (s *server) setUserStatus(r *http.Request, status tailnet.UserStatus) (any, error) {
+	found, err := s.pathUser(r)
+	if err != nil {
+		return nil, err
+	}
+	why := "let namespace " + found.Name + " take part"
+	if status == tailnet.UserSuspended {
+		why = "suspend namespace " + found.Name
+	}
+	p := auth.PrincipalOf(r.Context())
+	var changed *tailnet.User
+	err = s.update(r, why, func(tx *state.Tx) error {
+		u, err := userIn(tx, found.ID)
+		if err != nil {
+			return err
+		}
+		if err := p.AllowRole(u.Role); err != nil {
+			return err
+		}
+		if status != tailnet.UserActive && p.User == u.ID {
+			return tailnet.Errorf(tailnet.Conflict, "you cannot suspend yourself")
+		}
+		changed = u
+		if u.Status == status {
+			return nil
+		}
+		c := *u
+		c.Status = status
+		changed = &c
+		return tx.PutUser(changed)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return UserAnswer{userJSON(changed)}, nil
+}
+
+// ApproveUser lets a user take part who signed in and waits for it.
+func (c *Client) ApproveUser(ctx context.Context, user Ref) (*User, error) {
+	return c.userDo(ctx, user, "approve")
+}
+
+// SuspendUser cuts the nodes of a user off until RestoreUser, and lets none join.
+func (c *Client) SuspendUser(ctx context.Context, user Ref) (*User, error) {
+	return c.userDo(ctx, user, "suspend")
+}
+
+// RestoreUser lets a suspended user take part again.
+func (c *Client) RestoreUser(ctx context.Context, user Ref) (*User, error) {
+	return c.userDo(ctx, user, "restore")
+}
+
+func (c *Client) userDo(ctx context.Context, user Ref, what string) (*User, error) {
+	var out UserAnswer
+	err := c.do(ctx, http.MethodPost, c.path("user", string(user), what), nil, &out)
 	return out.User, err
 }
 

@@ -20,7 +20,7 @@ func TestUsers(t *testing.T) {
 	}
 	w.user("junyao")
 	if _, body := w.call("GET", "/api/v1/user?name=junyao", ""); body != `{"users":[{"id":"2","name":"junyao","createdAt":"2022-09-15T12:00:00Z",`+
-		`"displayName":"","email":"","providerId":"","provider":"","profilePicUrl":"","role":"member"}]}`+"\n" {
+		`"displayName":"","email":"","providerId":"","provider":"","profilePicUrl":"","status":"active","role":"member"}]}`+"\n" {
 		t.Errorf("a user in JSON is %s", body)
 	}
 	for _, tt := range []struct {

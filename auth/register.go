@@ -320,6 +320,9 @@ func (a *Auth) KeyDuration(s tailnet.Settings) time.Duration {
 	return s.KeyDuration
 }
 
+// Renew lets the key of n, a clone, live as long as if the node had just logged in.
+func (a *Auth) Renew(tx *state.Tx, n *tailnet.Node) { n.Expiry = a.expiry(tx, n, time.Time{}) }
+
 // expiry is when the key of n ends that begins now: never for a tagged node, or where an administrator said so; the client may
 // only ask for less than the tailnet's rule.
 func (a *Auth) expiry(tx *state.Tx, n *tailnet.Node, asked time.Time) time.Time {

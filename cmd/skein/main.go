@@ -127,6 +127,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newPreAuthKeysCommand(c),
 		newAPIKeysCommand(c),
 		newPolicyCommand(c),
+		newSettingsCommand(c),
 		newDNSCommand(c),
 		newAuthCommand(c),
 		newDERPCommand(c),

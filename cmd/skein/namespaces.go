@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,7 +16,11 @@ func newNamespacesCommand(c *cli) *cobra.Command {
 		`  skein namespaces create junyao
   skein namespaces list
   skein users list -o json          # the same: a namespace is a user`,
-		c.namespacesCreate(), c.namespacesList(), c.namespacesRename(), c.namespacesSetRole(), c.namespacesDelete())
+		c.namespacesCreate(), c.namespacesList(), c.namespacesRename(), c.namespacesSetRole(),
+		c.namespacesDo("approve", "Let a namespace take part whose owner has signed in and waits for it", "takes part now", (*api.Client).ApproveUser),
+		c.namespacesDo("suspend", "Cut the nodes of a namespace off, and let none join, until it is restored", "is suspended: its nodes are cut off", (*api.Client).SuspendUser),
+		c.namespacesDo("restore", "Let a suspended namespace take part again", "takes part again", (*api.Client).RestoreUser),
+		c.namespacesDelete())
 }
 
 func namespacesTable(users ...*api.User) *table {
@@ -25,6 +30,12 @@ func namespacesTable(users ...*api.User) *table {
 	}
 	for _, u := range users {
 		t.add(u.ID.String(), u.Name, u.DisplayName, u.Email, clock(u.CreatedAt, ""))
+	}
+	if slices.ContainsFunc(users, func(u *api.User) bool { return u.Status != "active" }) { // a column that is there only when it says something
+		t.head = append(t.head, "Status")
+		for i, u := range users {
+			t.rows[i] = append(t.rows[i], u.Status)
+		}
 	}
 	return t
 }
@@ -122,6 +133,30 @@ Everybody is a member beside that. "skein namespaces list -o json" shows the rol
 				return writeValue(c.out, c.output, u)
 			}
 			fmt.Fprintf(c.errOut, "%s is %s now.\n", u.Name, u.Role)
+			return nil
+		},
+	}
+}
+
+// namespacesDo is a command that changes what one namespace may do.
+func (c *cli) namespacesDo(name, short, done string, f func(*api.Client, context.Context, api.Ref) (*api.User, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: name + " NAMESPACE", Short: short,
+		Example: "  skein namespaces " + name + " junyao",
+		Args:    wantArgs("NAMESPACE"), ValidArgsFunction: c.completeNamespaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			u, err := f(cl, cmd.Context(), api.Ref(args[0]))
+			if err != nil {
+				return err
+			}
+			if c.output != "" {
+				return writeValue(c.out, c.output, u)
+			}
+			fmt.Fprintf(c.errOut, "%s %s.\n", u.Name, done)
 			return nil
 		},
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,7 +16,7 @@ func newNodesCommand(c *cli) *cobra.Command {
 		`  skein nodes list
   skein nodes register --namespace junyao --key KEY    # KEY: the last part of the URL that tailscale up printed
   skein nodes rename -i 2 nas`,
-		c.nodesList(), c.nodesShow(), c.nodesRegister(), c.nodesRename(), c.nodesMove(), c.nodesTag(), c.nodesExpire(),
+		c.nodesList(), c.nodesShow(), c.nodesRegister(), c.nodesApprove(), c.nodesRename(), c.nodesMove(), c.nodesTag(), c.nodesUntag(), c.nodesExpire(),
 		c.nodesDelete(), c.nodesRoutes())
 }
 
@@ -31,8 +33,17 @@ func nodesTable(nodes ...*api.Node) *table {
 		t.add(n.ID.String(), n.Name, n.GivenName, n.ShortNodeKey(), n.Namespace(), strings.Join(n.IPAddresses, ", "),
 			fmt.Sprint(n.Ephemeral), clock(n.LastSeen, "never"), online, yesNo(n.Expired))
 	}
+	if slices.ContainsFunc(nodes, waits) { // a column that is there only when it says something
+		t.head = append(t.head, "Status")
+		for i, n := range nodes {
+			t.rows[i] = append(t.rows[i], n.Status)
+		}
+	}
 	return t
 }
+
+// waits reports whether somebody has to do something for the node to take part, besides a login.
+func waits(n *api.Node) bool { return n.Status != "active" && n.Status != "expired" }
 
 func nodeTable(n *api.Node) *table { return nodesTable(n) }
 
@@ -81,10 +92,14 @@ func (c *cli) addNamespaceFlag(cmd *cobra.Command, to *string, what string) {
 
 func (c *cli) nodesList() *cobra.Command {
 	var namespace string
+	var waiting bool
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "Show all nodes, or those of a namespace",
+		Long: `Show all nodes, or those of a namespace. If some wait for approval, of themselves or of their namespace, or belong to a
+suspended namespace, there is a column that says so.`,
 		Example: `  skein nodes list
-  skein nodes list -n junyao -o json`,
+  skein nodes list -n junyao -o json
+  skein nodes list --waiting            # who waits for: skein nodes approve`,
 		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client()
@@ -95,9 +110,13 @@ func (c *cli) nodesList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if waiting {
+				nodes = slices.DeleteFunc(nodes, func(n *api.Node) bool { return n.Status != "needs-approval" })
+			}
 			return c.print(nodes, nodesTable(nodes...))
 		},
 	}
+	cmd.Flags().BoolVar(&waiting, "waiting", false, "only the nodes that wait for approval")
 	c.addNamespaceFlag(cmd, &namespace, "only the nodes of this `NAMESPACE`")
 	return cmd
 }
@@ -162,6 +181,7 @@ func nodeDetails(n *api.Node) *table {
 	add("Online", yesNo(n.Online))
 	add("Last seen", clock(n.LastSeen, "never"))
 	add("Created", clock(n.CreatedAt, ""))
+	add("Status", n.Status)
 	add("Expiry", clock(n.Expiry, "never"))
 	add("Expired", yesNo(n.Expired))
 	add("Ephemeral", fmt.Sprint(n.Ephemeral))
@@ -186,7 +206,7 @@ func (c *cli) nodesRegister() *cobra.Command {
 	var req api.RegisterNodeRequest
 	var namespace string
 	cmd := &cobra.Command{
-		Use: "register --namespace NAMESPACE --key KEY", Aliases: []string{"approve"}, Short: "Let in a machine that waits",
+		Use: "register --namespace NAMESPACE --key KEY", Short: "Let in a machine that waits",
 		Long: `Let in a machine on which "tailscale up --login-server URL" has printed an address and waits. KEY is the last part of that
 address; the whole address will do as well. The machine comes up by itself.`,
 		Example: `  skein nodes register --namespace junyao --key 5kZQdCbqz2vGJ1Yx`,
@@ -213,6 +233,25 @@ address; the whole address will do as well. The machine comes up by itself.`,
 	c.addNamespaceFlag(cmd, &namespace, "`NAMESPACE` that will own the node")
 	cmd.Flags().StringVarP(&req.Key, "key", "k", "", "`KEY` or address that the machine printed")
 	must(cmd.RegisterFlagCompletionFunc("key", c.completeLogins))
+	return cmd
+}
+
+func (c *cli) nodesApprove() *cobra.Command {
+	var revoke bool
+	cmd := c.nodeCommand(&cobra.Command{
+		Use: "approve NODE", Aliases: []string{"authorize"}, Short: "Let a node take part that waits for approval",
+		Long: `Let a node take part that waits for approval, which new nodes do where "skein settings set --device-approval on" was said. Until then
+it sees nobody, nobody sees it, and its client says that it waits. --revoke takes an approval back: the node is cut off at once.
+
+A machine on which "tailscale up" has printed an address is not a node yet: let it in with "skein nodes register".`,
+		Example: `  skein nodes list --waiting
+  skein nodes approve -i 2
+  skein nodes approve homeds
+  skein nodes approve homeds --revoke`,
+	}, nothing, nodeTable, func(cmd *cobra.Command, cl *api.Client, node api.Ref, _ []string) (*api.Node, error) {
+		return cl.ApproveNode(cmd.Context(), node, !revoke)
+	})
+	cmd.Flags().BoolVar(&revoke, "revoke", false, "take the approval back")
 	return cmd
 }
 
@@ -249,7 +288,7 @@ func (c *cli) nodesTag() *cobra.Command {
 	cmd := c.nodeCommand(&cobra.Command{
 		Use: "tag NODE --tags TAG[,TAG…]", Aliases: []string{"tags"}, Short: "Replace the tags of a node",
 		Long: `Replace the tags of a node. A tagged node belongs to its tags instead of to a namespace, and its key does not expire.
-"skein nodes move" gives it back to a namespace.`,
+"skein nodes untag" gives it back to a namespace.`,
 		Example: `  skein nodes tag -i 2 -t tag:router,tag:home
   skein nodes tag homeds tag:router`,
 	}, nil, nodeTable, func(cmd *cobra.Command, cl *api.Client, node api.Ref, rest []string) (*api.Node, error) {
@@ -263,20 +302,61 @@ func (c *cli) nodesTag() *cobra.Command {
 	return cmd
 }
 
+func (c *cli) nodesUntag() *cobra.Command {
+	var namespace string
+	cmd := c.nodeCommand(&cobra.Command{
+		Use: "untag NODE [TAG…]", Short: "Take tags away from a node",
+		Long: `Take tags away from a node: those that are named, or all. A node that loses its last tag needs a namespace that owns it from then
+on (--namespace), and its key lives as long as if it had logged in now.`,
+		Example: `  skein nodes untag homeds tag:router
+  skein nodes untag -i 2 -n junyao                 # all of them`,
+	}, nil, nodeTable, func(cmd *cobra.Command, cl *api.Client, node api.Ref, rest []string) (*api.Node, error) {
+		n, err := cl.GetNode(cmd.Context(), node)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range rest {
+			if !slices.Contains(n.Tags, t) {
+				return nil, fmt.Errorf("%s does not have %s; it has %s", n.GivenName, t, cmp.Or(strings.Join(n.Tags, ", "), "no tags"))
+			}
+		}
+		keep := slices.DeleteFunc(n.Tags, func(t string) bool { return len(rest) == 0 || slices.Contains(rest, t) })
+		ref := api.Ref(n.ID.String())
+		switch {
+		case len(keep) > 0 && namespace != "":
+			return nil, usagef("%s keeps %s, so that it belongs to no namespace: leave --namespace out, or take all tags away", n.GivenName, strings.Join(keep, ", "))
+		case len(keep) > 0:
+			return cl.TagNode(cmd.Context(), ref, keep)
+		case namespace == "":
+			return nil, usagef("without tags %s needs a namespace that owns it: --namespace", n.GivenName)
+		}
+		return cl.MoveNode(cmd.Context(), ref, api.Ref(namespace))
+	})
+	c.addNamespaceFlag(cmd, &namespace, "`NAMESPACE` that will own the node")
+	return cmd
+}
+
 func (c *cli) nodesExpire() *cobra.Command {
 	var at string
-	var disable bool
+	var disable, renew bool
 	cmd := c.nodeCommand(&cobra.Command{
-		Use: "expire NODE", Aliases: []string{"logout"}, Short: "End the key of a node, so that its machine has to log in again",
+		Use: "expire NODE", Aliases: []string{"logout", "set-expiry"}, Short: "End the key of a node, so that its machine has to log in again",
+		Long: `End the key of a node, now or at a time: it is cut off at that moment, and comes back with its number, name and addresses when
+its machine logs in again. --never lets the key live for ever, whatever the machine does later; --renew lets it live as long as if
+the machine had logged in now.`,
 		Example: `  skein nodes expire -i 2                          # now
   skein nodes expire homeds --at 2027-01-31
   skein nodes expire homeds --at 90d
-  skein nodes expire homeds --disable              # never`,
+  skein nodes expire homeds --never
+  skein nodes expire homeds --renew`,
 	}, nothing, nodeTable, func(cmd *cobra.Command, cl *api.Client, node api.Ref, _ []string) (*api.Node, error) {
-		req := api.ExpireNodeRequest{DisableExpiry: disable}
+		req := api.ExpireNodeRequest{DisableExpiry: disable, Renew: renew}
+		if disable && renew {
+			return nil, usagef("--never and --renew contradict each other")
+		}
 		if cmd.Flags().Changed("at") {
-			if disable {
-				return nil, usagef("--at and --disable contradict each other")
+			if disable || renew {
+				return nil, usagef("--at contradicts --never and --renew")
 			}
 			t, err := parseWhen(at)
 			if err != nil {
@@ -287,7 +367,10 @@ func (c *cli) nodesExpire() *cobra.Command {
 		return cl.ExpireNode(cmd.Context(), node, req)
 	})
 	cmd.Flags().StringVar(&at, "at", "", "`TIME` at which it ends (2027-01-31T12:00:00Z), or in how long (24h, 90d)")
-	cmd.Flags().BoolVar(&disable, "disable", false, "never")
+	cmd.Flags().BoolVar(&disable, "never", false, "let it live for ever")
+	cmd.Flags().BoolVar(&disable, "disable", false, "the same as --never")
+	must(cmd.Flags().MarkHidden("disable"))
+	cmd.Flags().BoolVar(&renew, "renew", false, "let it live as long as if the machine had logged in now")
 	return cmd
 }
 

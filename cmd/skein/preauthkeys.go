@@ -65,6 +65,7 @@ The nodes that join with a key with tags belong to the tags; then no namespace i
 	f := cmd.Flags()
 	f.BoolVar(&req.Reusable, "reusable", false, "any number of machines can join with it")
 	f.BoolVar(&req.Ephemeral, "ephemeral", false, "its nodes are removed when they have been offline for a while")
+	f.BoolVar(&req.Preapproved, "pre-approved", false, "its nodes need no approval (skein settings set --device-approval on)")
 	f.StringVarP(&expiration, "expiration", "e", config.Duration(api.DefaultKeyLife).String(), "how long it lives (24h, 90d), until `WHEN` (2027-01-31), or \"never\"")
 	f.StringSliceVar(&req.ACLTags, "tags", nil, "`TAG`s that its nodes get, such as tag:ci, separated by commas or repeated")
 	return cmd
@@ -87,11 +88,11 @@ func (c *cli) keysList() *cobra.Command {
 				return err
 			}
 			t := &table{
-				head: []string{"ID", "Key", "Namespace", "Tags", "Reusable", "Ephemeral", "Used", "Expiration", "Created", "Usable"},
+				head: []string{"ID", "Key", "Namespace", "Tags", "Reusable", "Ephemeral", "Pre-approved", "Used", "Expiration", "Created", "Usable"},
 				hint: "There are no pre-auth keys. Make one: skein preauthkeys create -n NAMESPACE",
 			}
 			for _, k := range keys {
-				t.add(k.ID.String(), k.Key, k.Namespace(), strings.Join(k.ACLTags, ", "), fmt.Sprint(k.Reusable), fmt.Sprint(k.Ephemeral),
+				t.add(k.ID.String(), k.Key, k.Namespace(), strings.Join(k.ACLTags, ", "), fmt.Sprint(k.Reusable), fmt.Sprint(k.Ephemeral), fmt.Sprint(k.Preapproved),
 					fmt.Sprint(k.Used), clock(k.Expiration, "never"), clock(k.CreatedAt, ""), yesNo(k.Usable))
 			}
 			return c.print(keys, t)

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Settings are the tailnet's settings (tailnet.Settings).
+type Settings struct {
+	DeviceApproval bool `json:"deviceApproval"` // new nodes wait for an administrator
+	UserApproval   bool `json:"userApproval"`   // users who sign in for the first time wait for an administrator
+	// KeyDurationSeconds is how long keys of nodes live that log in from now on; 0: as the configuration says; KeyForever: for ever.
+	KeyDurationSeconds int64 `json:"keyDurationSeconds"`
+	// EffectiveKeyDurationSeconds is what follows from it and the configuration; 0: for ever.
+	EffectiveKeyDurationSeconds int64 `json:"effectiveKeyDurationSeconds"`
+}
+
+// KeyForever is the KeyDurationSeconds of keys that do not end.
+const KeyForever = -1
+
+type (
+	// SettingsAnswer are the settings.
+	SettingsAnswer struct {
+		Settings *Settings `json:"settings"`
+	}
+	// ChangeSettingsRequest changes the settings that are not null.
+	ChangeSettingsRequest struct {
+		DeviceApproval     *bool  `json:"deviceApproval,omitempty"`
+		UserApproval       *bool  `json:"userApproval,omitempty"`
+		KeyDurationSeconds *int64 `json:"keyDurationSeconds,omitempty"`
+	}
+)
+
+func (s *server) settingsRoutes() []route {
+	return []route{
+		{"/settings", ops{
+			http.MethodGet: {auth.Read(auth.ScopeFeatures), s.getSettings}, http.MethodPatch: {auth.ScopeFeatures, s.changeSettings},
+		}},
+	}
+}
+
+func (s *server) getSettings(*http.Request) (any, error) {
+	v := s.State.Snapshot().Tailnet.Settings
+	out := &Settings{
+		DeviceApproval: v.DeviceApproval, UserApproval: v.UserApproval, KeyDurationSeconds: int64(v.KeyDuration / time.Second),
+		EffectiveKeyDurationSeconds: int64(s.Auth.KeyDuration(v) / time.Second),
+	}
+	if v.KeyDuration == tailnet.KeyForever {
+		out.KeyDurationSeconds = KeyForever
+	}
+	return SettingsAnswer{out}, nil
+}
+
+// GetSettings are the tailnet's settings.
+func (c *Client) GetSettings(ctx context.Context) (*Settings, error) {
+	var out SettingsAnswer
+	err := c.do(ctx, http.MethodGet, c.path("settings"), nil, &out)
+	return out.Settings, err
+}
+
+func (s *server) changeSettings(r *http.Request) (any, error) {
+	var req ChangeSettingsRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	var keys time.Duration
+	if d := req.KeyDurationSeconds; d != nil {
+		switch {
+		case *d == KeyForever:
+			keys = tailnet.KeyForever
+		case *d < 0 || *d > int64(tailnet.MaxKeyDuration/time.Second):
+			return nil, tailnet.Errorf(tailnet.Invalid, "keyDurationSeconds: %d is neither a number of seconds from %d to %d, nor 0 for what the "+
+				"configuration says, nor %d for ever", *d, int64(tailnet.MinKeyDuration/time.Second), int64(tailnet.MaxKeyDuration/time.Second), KeyForever)
+		default:
+			keys = time.Duration(*d) * time.Second
+		}
+	}
+	err := s.update(r, "change settings", func(tx *state.Tx) error {
+		v := tx.Tailnet().Settings
+		if req.DeviceApproval != nil {
+			v.DeviceApproval = *req.DeviceApproval
+		}
+		if req.UserApproval != nil {
+			v.UserApproval = *req.UserApproval
+		}
+		if req.KeyDurationSeconds != nil {
+			v.KeyDuration = keys
+		}
+		return tx.SetSettings(v)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.getSettings(r)
+}
+
+// ChangeSettings changes the settings that req names and returns all.
+func (c *Client) ChangeSettings(ctx context.Context, req ChangeSettingsRequest) (*Settings, error) {
+	var out SettingsAnswer
+	err := c.do(ctx, http.MethodPatch, c.path("settings"), req, &out)
+	return out.Settings, err
+}

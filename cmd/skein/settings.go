@@ -1,0 +1,133 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skein-vpn/skein/api"
+	"github.com/skein-vpn/skein/config"
+)
+
+func newSettingsCommand(c *cli) *cobra.Command {
+	return group("settings", []string{"setting"}, "What holds for the whole tailnet: approval, how long keys live",
+		`  skein settings get
+  skein settings set --device-approval on
+  skein settings set --key-duration 90d`,
+		c.settingsGet(), c.settingsSet())
+}
+
+func settingsTable(s *api.Settings) *table {
+	t := &table{head: []string{"Setting", "Value"}}
+	t.add("device-approval", onOff(s.DeviceApproval))
+	t.add("user-approval", onOff(s.UserApproval))
+	life := "never ends"
+	if d := s.EffectiveKeyDurationSeconds; d > 0 {
+		life = config.Duration(time.Duration(d) * time.Second).String()
+	}
+	if s.KeyDurationSeconds == 0 {
+		life += " (node.expiry of the configuration)"
+	}
+	t.add("key-duration", life)
+	return t
+}
+
+func (c *cli) settingsGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get", Aliases: []string{"list", "show"}, Short: "Show the settings",
+		Example: "  skein settings get -o json",
+		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			s, err := cl.GetSettings(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(s, settingsTable(s))
+		},
+	}
+}
+
+func (c *cli) settingsSet() *cobra.Command {
+	var devices, users, life string
+	cmd := &cobra.Command{
+		Use: "set --SETTING VALUE…", Short: "Change settings, at once and for good",
+		Long: `Change settings, at once and for good; those that are not named stay.
+
+Device approval: a node that joins from now on waits until "skein nodes approve", unless it brings a key made with --pre-approved or
+an administrator registers it. Nodes that are in stay in; switched off, those that wait go on waiting.
+User approval: somebody who signs in for the first time waits until "skein namespaces approve", and so do the nodes of theirs.
+Key duration: how long the key of a node lives that logs in from now on; "default" is what the configuration says (node.expiry).`,
+		Example: `  skein settings set --device-approval on --user-approval on
+  skein settings set --key-duration 90d
+  skein settings set --key-duration never`,
+		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var req api.ChangeSettingsRequest
+			var err error
+			if req.DeviceApproval, err = switchFlag(cmd, "device-approval", devices); err != nil {
+				return err
+			}
+			if req.UserApproval, err = switchFlag(cmd, "user-approval", users); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("key-duration") {
+				var seconds int64
+				switch life {
+				case "never":
+					seconds = api.KeyForever
+				case "default":
+				default:
+					d, err := config.ParseDuration(life)
+					if err != nil || d <= 0 {
+						return usagef("--key-duration: %q is neither a duration such as 90d or 12h, nor \"never\" or \"default\"", life)
+					}
+					if seconds = int64(d.Std() / time.Second); seconds == 0 {
+						return usagef("--key-duration: %s is too short", life)
+					}
+				}
+				req.KeyDurationSeconds = &seconds
+			}
+			if req == (api.ChangeSettingsRequest{}) {
+				return usagef("%q needs a setting: --device-approval, --user-approval or --key-duration", cmd.CommandPath())
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			s, err := cl.ChangeSettings(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return c.print(s, settingsTable(s))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&devices, "device-approval", "", "`on` or off: new nodes wait for an administrator")
+	f.StringVar(&users, "user-approval", "", "`on` or off: users who sign in for the first time wait for an administrator")
+	f.StringVar(&life, "key-duration", "", "how `LONG` keys of nodes live: 90d, never, or default")
+	for _, name := range []string{"device-approval", "user-approval"} {
+		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp)))
+	}
+	must(cmd.RegisterFlagCompletionFunc("key-duration", cobra.FixedCompletions([]string{"90d", "180d", "never", "default"}, cobra.ShellCompDirectiveNoFileComp)))
+	return cmd
+}
+
+// switchFlag is what a flag that can be on or off says; nil if it is not given.
+func switchFlag(cmd *cobra.Command, name, value string) (*bool, error) {
+	if !cmd.Flags().Changed(name) {
+		return nil, nil
+	}
+	var on bool
+	switch value {
+	case "on", "true", "yes":
+		on = true
+	case "off", "false", "no":
+	default:
+		return nil, usagef("--%s: %q is neither on nor off", name, value)
+	}
+	return &on, nil
+}
