@@ -553,7 +553,10 @@ func (p *Policy) decodeApprovers(v value) {
 			p.exit = by(v)
 		case "services":
 			for _, m := range v.members() {
-				if !strings.HasPrefix(m.key, "svc:") && !strings.HasPrefix(m.key, "tag:") {
+				switch t, err := p.target(m.key); {
+				case err != nil:
+					p.d.fail(m.off, m.path, "%v", err)
+				case t.kind != kindService && t.kind != kindTag:
 					p.d.fail(m.off, m.path, "services are written svc:NAME or tag:NAME")
 				}
 				p.services[m.key] = by(m.value)

@@ -32,6 +32,29 @@ func TestErrors(t *testing.T) {
 		{`{"acls": [{"action": "accept", "dst": ["*:0"]}]}`, `dst="*:0": port range "0": first port must be >0, or use '*' for wildcard`},
 		{`{"acls": [{"action": "accept", "dst": ["*:70000"]}]}`, `port range "70000": invalid first integer; ports are numbers from 1 to 65535`},
 		{`{"acls": [{"action": "accept", "dst": ["*:90-80"]}]}`, `port range "90-80": first port must be >= last port`},
+		{`{"acls": [{"action": "accept", "dst": ["*:"]}]}`, `invalid port list: ""`},
+		{`{"acls": [{"action": "accept", "dst": ["*:22,"]}]}`, `invalid port list: ""`},
+		{`{"acls": [{"action": "accept", "dst": ["*:1-2-3"]}]}`, `port range "1-2-3": too many dashes(-)`},
+		{`{"acls": [{"action": "accept", "dst": ["*:-5"]}]}`, `port range "-5": invalid first integer`},
+		{`{"acls": [{"action": "accept", "dst": ["*:65536"]}]}`, `port range "65536": invalid first integer`},
+		{`{"acls": [{"action": "accept", "dst": ["*:1-65536"]}]}`, `port range "1-65536": invalid last integer`},
+		{`{"acls": [{"action": "accept", "dst": ["*:0-5"]}]}`, `port range "0-5": first port must be >0, or use '*' for wildcard`},
+		{`{"acls": [{"action": "accept", "proto": "0", "dst": ["*:*"]}]}`, `protocol 0 says nothing`},
+		{`{"acls": [{"action": "accept", "proto": "256", "dst": ["*:*"]}]}`, `proto name "256" not known; use protocol number 0-255`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": [""]}]}`, `empty string`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": [":80"]}]}`, `empty protocol`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tcp:"]}]}`, `invalid port list: ""`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["80,443"]}]}`, `port range "80,443": invalid first integer; ports are`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["80,443"]}]}`, `give each port an element of its own`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tcp,udp:53"]}]}`, `host cannot contain a comma (",")`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tpc:53"]}]}`, `proto name "tpc" not known; use protocol number 0-255`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["gre:80"]}]}`, `protocol 47 does not have ports`},
+		{`{"ssh": [{"action": "accept", "src": ["a@b.c"], "dst": ["autogroup:self"], "users": ["localpart:*@"]}]}`, `"" is not associated with this Tailnet and cannot be used in user:*@<domain> expressions`},
+		{`{"ssh": [{"action": "check", "checkPeriod": "7d", "src": [], "users": ["root"]}]}`, `time: unknown unit "d" in duration "7d"`},
+		{`{"ssh": [{"action": "check", "checkPeriod": "59s", "src": [], "users": ["root"]}]}`, `checkPeriod 59s is out of range`},
+		{`{"ssh": [{"action": "check", "checkPeriod": "-1h", "src": [], "users": ["root"]}]}`, `checkPeriod -1h is out of range`},
+		{`{"sshTests": [{"src": "a@b.c", "dst": ["*"], "accept": ["root"]}]}`, `SSH tests dst contains disallowed element "*"`},
+		{`{"sshTests": [{"src": "a@b.c", "dst": ["autogroup:member"], "accept": ["root"]}]}`, `SSH tests dst contains disallowed element "autogroup:member"`},
 		{`{"acls": [{"action": "accept", "dst": ["*:80-x"]}]}`, `port range "80-x": invalid last integer`},
 		{`{"acls": [{"action": "accept", "proto": "icmp", "dst": ["*:80"]}]}`, `protocol 1 does not have ports; only '*' is allowed`},
 		{`{"acls": [{"action": "accept", "proto": "foo", "dst": ["*:*"]}]}`, `proto name "foo" not known; use protocol number 0-255`},
@@ -55,6 +78,12 @@ func TestErrors(t *testing.T) {
 		{`{"nodeAttrs": [{"target": ["autogroup:self"], "attr": ["x"]}]}`, `a target of nodeAttrs is`},
 		{`{"autoApprovers": {"routes": {"10.0.0.1/8": []}}}`, `has bits set behind its length`},
 		{`{"autoApprovers": {"exitNode": ["*"]}}`, `cannot approve`},
+		{`{"autoApprovers": {"services": {"svc:": []}}}`, `"svc:" is not a valid service name: must not be empty after the 'svc:' prefix`},
+		{`{"autoApprovers": {"services": {"svc:a b": []}}}`, `"a b" is not a valid DNS label`},
+		{`{"autoApprovers": {"services": {"tag:x": []}}}`, `tag not found: "tag:x"`},
+		{`{"autoApprovers": {"services": {"a@b.c": []}}}`, `services are written svc:NAME or tag:NAME`},
+		{`{"grants": [{"src": ["svc:web"], "dst": ["*"], "ip": ["*"]}]}`, `"svc:web" not valid on the src side of a rule`},
+		{`{"grants": [{"src": ["*"], "dst": ["svc:"], "ip": ["*"]}]}`, `dst="svc:" is not a valid service name`},
 		{`{"OneCGNATRoute": "always"}`, `"always" is not valid; want "mac-always", "mac-never" or ""`},
 		{`{"ssh": [{"action": "check", "checkPeriod": "200h", "src": [], "dst": [], "users": ["root"]}]}`, `checkPeriod 200h is out of range; want 1m to 168h, or "always"`},
 		{`{"ssh": [{"action": "accept", "src": ["*"], "users": ["root"]}]}`, `"*" not valid on the src side of an ssh rule`},
@@ -93,11 +122,12 @@ func TestWarnings(t *testing.T) {
 	p, err := Parse([]byte(`{
 		"derpMap": {"regions": {}}, // not ours
 		"postures": {"posture:x": ["intune:compliance == 'yes'"]},
+		"grants": [{"src": ["*"], "dst": ["svc:web"], "ip": ["443"]}], "autoApprovers": {"services": {"svc:web": ["autogroup:member"]}},
 	}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w := p.Warnings(); len(w) != 2 || w[0].Line+w[1].Line != 5 {
+	if w := p.Warnings(); len(w) != 3 || w[0].Line+w[1].Line+w[2].Line != 9 {
 		t.Errorf("got %v", w)
 	}
 	if !strings.Contains(string(p.Text()), "// not ours") {

@@ -70,8 +70,11 @@ func FuzzCompile(f *testing.F) {
 				d.Routes(d.ClassOf(n), m, firstCreated(nodes))
 				d.SSH(n, m, "root")
 				d.Explain(n, m.IPv4, 6, 22)
+				d.ExplainSSH(n, m)
+				d.ExplainCapabilities(n, m)
 			}
 		}
+		d.UnknownUsers()
 		Diff(c, d)
 	})
 }

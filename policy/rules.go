@@ -115,6 +115,9 @@ func (p *Policy) addDst(a *access, w word, host string, open []ports, star bool)
 		return
 	}
 	p.note(t, w)
+	if t.kind == kindService {
+		p.d.warn(w.off, "%s is understood and matches nothing: there are no services yet", t.name)
+	}
 	a.dst = append(a.dst, destination{t, open})
 }
 
@@ -343,7 +346,9 @@ func (p *Policy) decodeSSHUsers(r *sshRule, rule value, users []word) {
 			p.d.fail(w.off, w.path, "user %q is not valid", w.text)
 		case w.text == "autogroup:nonroot":
 			r.nonroot = true
-		case ok && local != "":
+		case ok && local == "":
+			p.d.fail(w.off, w.path, "%q lacks its domain: \"\" is not associated with this Tailnet and cannot be used in user:*@<domain> expressions", w.text)
+		case ok:
 			p.domains = append(p.domains, word{local, w.off, w.path})
 			r.domains = append(r.domains, local)
 		default:

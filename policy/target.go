@@ -115,8 +115,8 @@ func (p *Policy) target(s string) (target, error) {
 		}
 		return target{kind: kindAddr, name: s, nets: set.nets}, nil
 	case "svc":
-		if name == "" {
-			return target{}, fmt.Errorf("%q: a service is written svc:NAME", s)
+		if err := tailcfg.ServiceName(s).Validate(); err != nil {
+			return target{}, fmt.Errorf("%w; a service is written svc:NAME", err)
 		}
 		return target{kind: kindService, name: s}, nil
 	case "user":
