@@ -55,7 +55,7 @@ everybody reaches everybody.`,
 			case p.Text == "":
 				fmt.Fprintln(c.errOut, "There is no policy: everybody reaches everybody.")
 			case !p.InForce && !cmd.Flags().Changed("version"):
-				fmt.Fprintln(c.errOut, "Warning: the server cannot use this policy; an older one is in force. `skein policy check` says why.")
+				fmt.Fprintln(c.errOut, "Warning: the server cannot use this policy; an older one is in force. `skein policy get | skein policy check -` says why.")
 			}
 			_, err = io.WriteString(c.out, p.Text)
 			return err
@@ -456,7 +456,19 @@ func (c *cli) policyHistory() *cobra.Command {
 			for _, v := range versions {
 				t.add(v.Version.String(), clock(v.UpdatedAt, ""), v.Author, strconv.Itoa(v.Bytes), yesNo(v.InForce), v.Comment)
 			}
-			return c.print(versions, t)
+			if err := c.print(versions, t); err != nil || len(versions) == 0 || versions[0].InForce {
+				return err
+			}
+			p, err := cl.Policy(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if p.Source == api.FromFile {
+				fmt.Fprintln(c.errOut, "None of these is in force: the policy is read from a file (policy.path).")
+			} else {
+				fmt.Fprintln(c.errOut, "Warning: the server cannot use the newest version; an older one is in force. `skein policy get | skein policy check -` says why.")
+			}
+			return nil
 		},
 	}
 	cmd.Flags().IntVarP(&limit, "limit", "n", 0, "at most `NUMBER` versions (default 50)")
@@ -522,7 +534,8 @@ func (c *cli) policyExplain() *cobra.Command {
 		Use: "explain SRC DST[:PORT]", Aliases: []string{"why", "trace"}, Short: "Say whether something is allowed, and by which line",
 		Long: `Say whether SRC may reach DST, and by which lines of the policy or why not. Both are nodes, or users or tags, which stand for
 all their nodes; user:NAME is the user where a node has the same name. DST may be an address behind a router. Without a
-port, all that is open is told. Both answers, yes and no, end with exit code 0.`,
+port, all that is open is told. Between nodes, the rules for SSH sessions and the capabilities of applications are told
+too. Both answers, yes and no, end with exit code 0.`,
 		Example: `  skein policy explain laptop homeds:22
   skein policy explain anna@example.org tag:server:443 --proto udp
   skein policy explain laptop 192.168.199.5
