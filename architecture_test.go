@@ -34,11 +34,12 @@ var allowed = map[string][]string{
 	"control":               {"tailnet", "state", "netmap", "auth", "control/h2", "remote"},
 	"control/h2":            {},
 	"api":                   {"tailnet", "policy", "state", "auth", "remote"},
+	"web":                   {"tailnet", "state", "auth"},
 	"integration":           {"integration/lab"},
 	"integration/lab":       {"api"},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "derp", "db", "config", "remote"},
+	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 
@@ -46,7 +47,7 @@ var allowed = map[string][]string{
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
 	"github.com/jackc/pgx":   {"db", "db/pgtest"},
-	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "web", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"os/exec":                {"cmd/skein", "db/pgtest", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }

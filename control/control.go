@@ -8,8 +8,8 @@
 //	  POST /machine/map Stream        the map session: a full map, then deltas and keep-alives
 //	  POST /machine/map               "lite update": endpoints, disco key, Hostinfo → state.Update
 //	  …                               what else a client may ask for; an honest answer to each
-//	GET  /register/ID                 the page that a person opens to let a machine in
-//	GET  /ssh/ID                      the same for an SSH session that has to be confirmed
+//
+// The pages that people open are in package web.
 //
 // The machine key of the connection is the only identity here; whatever a body names must belong to it. State hangs on
 // nodes, never on connections, because one client opens several.
@@ -147,13 +147,10 @@ func (s *Server) Close() {
 	s.wg.Wait()
 }
 
-// Mount adds the routes that clients and the people in front of them use.
+// Mount adds the routes that clients use.
 func (s *Server) Mount(r *mux.Router) {
 	r.HandleFunc("/key", s.serveKey).Methods(http.MethodGet)
 	r.HandleFunc("/ts2021", s.serveNoise).Methods(http.MethodPost, http.MethodGet)
-	r.HandleFunc("/register/{id}", s.serveRegisterPage).Methods(http.MethodGet)
-	r.HandleFunc("/ssh/{id}", s.serveSSHPage).Methods(http.MethodGet)
-	r.HandleFunc("/admin", s.serveAdminPage).Methods(http.MethodGet)
 }
 
 // inner is the handler inside one Noise connection.

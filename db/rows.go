@@ -184,3 +184,55 @@ type sshCheckRow struct {
 }
 
 func (sshCheckRow) TableName() string { return "ssh_checks" }
+
+type accountRow struct {
+	TailnetID     int64 `gorm:"primaryKey;autoIncrement:false"`
+	UserID        int64 `gorm:"primaryKey;autoIncrement:false"`
+	Password      string
+	PasswordSetAt *string
+	CreatedAt     string
+	SignedInAt    *string
+}
+
+func (accountRow) TableName() string { return "accounts" }
+
+type passkeyRow struct {
+	TailnetID int64  `gorm:"primaryKey;autoIncrement:false"`
+	ID        string `gorm:"primaryKey"`
+	UserID    int64
+	Name      string
+	Data      string // JSON
+	CreatedAt string
+	UsedAt    *string
+}
+
+func (passkeyRow) TableName() string { return "passkeys" }
+
+type accountLinkRow struct {
+	TailnetID int64  `gorm:"primaryKey;autoIncrement:false"`
+	ID        string `gorm:"primaryKey"`
+	UserID    *int64
+	Name      string
+	Role      string
+	First     bool
+	CreatedAt string
+	ExpiresAt string
+	UsedAt    *string
+}
+
+func (accountLinkRow) TableName() string { return "account_links" }
+
+type webSessionRow struct {
+	TailnetID  int64  `gorm:"primaryKey;autoIncrement:false"`
+	ID         string `gorm:"primaryKey"`
+	UserID     int64
+	Method     string
+	NodesEndAt *string
+	Remote     string
+	Agent      string
+	CreatedAt  string
+	SeenAt     string
+	ExpiresAt  string
+}
+
+func (webSessionRow) TableName() string { return "web_sessions" }

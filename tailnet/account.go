@@ -2,6 +2,7 @@ package tailnet
 
 import (
 	"strings"
+	"time"
 )
 
 // maxUserName is in bytes; a mail address fits.
@@ -44,4 +45,52 @@ func clip(s string) string {
 		return s[:80] + "…"
 	}
 	return s
+}
+
+// Account is how a user signs in on the web pages without a provider: with a password, a passkey, or either. Like a Login it is
+// not part of a snapshot. What the user may do there follows from its Role, not from having an account.
+type Account struct {
+	Tailnet     ID
+	User        UserID
+	Password    string    // argon2id, in the PHC string format; empty: none
+	PasswordSet time.Time // when; zero: never
+	Passkeys    []*Passkey
+	Created     time.Time
+	SignedIn    time.Time // last; zero: never
+}
+
+// Passkey is a public key whose private half a person's device or security key keeps.
+type Passkey struct {
+	ID      string // of the credential, base64url; unique in the tailnet
+	Name    string // as the person calls it
+	Data    []byte // JSON of the library that checks signatures
+	Created time.Time
+	Used    time.Time // last; zero: never
+}
+
+// AccountLink lets whoever holds its secret choose how to sign in, once.
+type AccountLink struct {
+	ID      string // hex SHA-256 of the secret
+	Tailnet ID
+	User    UserID // whose account; 0: the user is made when the link is used
+	Name    string // of the user that is made; empty: whoever uses the link chooses
+	Role    Role   // of the user that is made
+	First   bool   // the server has made it because there was no administrator
+	Created time.Time
+	Expires time.Time
+	Used    time.Time // zero: not yet
+}
+
+// WebSession is one browser in which a user has signed in.
+type WebSession struct {
+	ID       string // hex SHA-256 of the secret in the cookie
+	Tailnet  ID
+	User     UserID
+	Method   string    // how the user signed in: "password", "passkey", "link", or what a provider is called
+	NodesEnd time.Time // when nodes end that join by this sign-in, as the provider says; zero: by the tailnet's rule
+	Remote   string    // address that it signed in from, for people to read
+	Agent    string    // User-Agent, for people to read
+	Created  time.Time
+	Seen     time.Time // last request, to a minute
+	Expires  time.Time
 }

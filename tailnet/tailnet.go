@@ -130,6 +130,7 @@ func (u *User) Title() string {
 const (
 	RegisteredByKey = "auth_key"
 	RegisteredByCLI = "cli"
+	RegisteredByWeb = "web" // its user, or an administrator, on the pages
 )
 
 // Node is one login of one machine.

@@ -93,6 +93,7 @@ func runServe(ctx context.Context, load func() (*config.Config, error), stdout, 
 		return err
 	}
 	s.greet(stdout)
+	s.greetAdmin(ctx, stdout)
 	notify("READY=1")
 	for {
 		select {

@@ -32,6 +32,7 @@ import (
 	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
+	"github.com/skein-vpn/skein/web"
 )
 
 // The seams between packages that do not know each other.
@@ -39,6 +40,8 @@ var (
 	_ state.Store   = (*db.DB)(nil)
 	_ auth.Store    = (*db.DB)(nil)
 	_ api.Registrar = (*auth.Auth)(nil)
+
+	_ auth.AccountStore = (*db.DB)(nil)
 )
 
 // server is a running Skein: everything that serve opens, in the order in which it is opened. Close closes it in reverse.
@@ -48,15 +51,17 @@ type server struct {
 	log     *slog.Logger
 	url     *url.URL // as clients reach us
 
-	db      *db.DB
-	cert    *derp.Certificate
-	stun    *derp.STUN // nil: off
-	sources *derp.Sources
-	state   *state.State
-	auth    *auth.Auth
-	oidc    *oidc.Manager
-	control *control.Server
-	relay   *derp.Server // nil: off
+	db       *db.DB
+	cert     *derp.Certificate
+	stun     *derp.STUN // nil: off
+	sources  *derp.Sources
+	state    *state.State
+	auth     *auth.Auth
+	oidc     *oidc.Manager
+	accounts *auth.Accounts
+	pages    *web.Handler
+	control  *control.Server
+	relay    *derp.Server // nil: off
 
 	listeners   []net.Listener // of the main port and, if it could be had, of the fallback port
 	fallbackErr error          // why the fallback port is not open; nil if it is
@@ -80,7 +85,7 @@ func openServer(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *s
 		}
 	}()
 	steps := []func(context.Context) error{
-		s.openFiles, s.openPorts, s.openState, s.openRelay, s.openControl, s.serve,
+		s.openFiles, s.openPorts, s.openState, s.openRelay, s.openControl, s.openWeb, s.serve,
 	}
 	for _, step := range steps {
 		if err = step(ctx); err != nil {
@@ -433,6 +438,7 @@ func (s *server) serve(context.Context) error {
 	s.goRun(func() { s.sources.Run(run) })
 	s.goRun(func() { s.auth.Run(run) })
 	s.goRun(func() { s.oidc.Run(run) })
+	s.goRun(func() { s.accounts.Run(run) })
 	s.goRun(func() { s.recheckRelay(run) })
 	if path := s.cfg.DNS.ExtraRecordsPath; path != "" {
 		s.goRun(func() { s.followRecords(run, path) })
@@ -543,8 +549,10 @@ func (s *server) publicHandler() http.Handler {
 	r.HandleFunc("/robots.txt", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, "User-agent: *\nDisallow: /\n")
 	}).Methods(http.MethodGet)
-	r.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "This is a Skein server. Join it with:\n\n    tailscale up --login-server %s\n", s.cfg.ServerURL)
-	}).Methods(http.MethodGet)
+	for _, p := range web.Paths {
+		r.PathPrefix(p).Handler(s.pages)
+	}
+	r.Handle("/", s.pages)
+	r.NotFoundHandler = s.pages
 	return r
 }
