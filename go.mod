@@ -127,6 +127,7 @@ require (
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/safchain/ethtool v0.3.0 // indirect
+	github.com/skein-vpn/tailscale-client-v2-9/v2 v2.9.0
 	github.com/skip2/go-qrcode v0.0.0-20200617195104-da1b6568686e // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/tailscale/certstore v0.1.1-0.20260409135935-3638fb84b77d // indirect
@@ -162,9 +163,12 @@ require (
 	modernc.org/sqlite v1.55.0 // indirect
 	sigs.k8s.io/yaml v1.6.0 // indirect
 	software.sslmate.com/src/go-pkcs12 v0.4.0 // indirect
+	tailscale.com/client/tailscale/v2 v2.10.1
 )
 
 tool (
 	tailscale.com/cmd/tailscale
 	tailscale.com/cmd/tailscaled
 )
+
+replace github.com/skein-vpn/tailscale-client-v2-9/v2 => tailscale.com/client/tailscale/v2 v2.9.0

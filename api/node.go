@@ -224,8 +224,16 @@ func (s *server) changeNode(r *http.Request, why string, f func(tx *state.Tx, n 
 	if err != nil {
 		return nil, err
 	}
-	err = s.update(r, why+" of node "+found.ShortName(), func(tx *state.Tx) error {
-		n, err := nodeIn(tx, found.ID)
+	if err := s.updateNode(r, why+" of node "+found.ShortName(), found.ID, f); err != nil {
+		return nil, err
+	}
+	return s.answerNode(found.ID)
+}
+
+// updateNode runs f on a copy of a node and stores it unless f says that nothing changes.
+func (s *server) updateNode(r *http.Request, why string, id tailnet.NodeID, f func(tx *state.Tx, n *tailnet.Node) (changed bool, err error)) error {
+	return s.update(r, why, func(tx *state.Tx) error {
+		n, err := nodeIn(tx, id)
 		if err != nil {
 			return err
 		}
@@ -236,10 +244,6 @@ func (s *server) changeNode(r *http.Request, why string, f func(tx *state.Tx, n 
 		}
 		return tx.PutNode(n)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return s.answerNode(found.ID)
 }
 
 func (s *server) listNodes(r *http.Request) (any, error) {
@@ -325,14 +329,18 @@ func (s *server) deleteNode(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.update(r, "delete node "+n.ShortName(), func(tx *state.Tx) error {
+	return Empty{}, s.dropNode(r, n)
+}
+
+// dropNode removes n for good.
+func (s *server) dropNode(r *http.Request, n *state.Node) error {
+	return s.update(r, "delete node "+n.ShortName(), func(tx *state.Tx) error {
 		if _, err := nodeIn(tx, n.ID); err != nil {
 			return err
 		}
 		tx.DeleteNode(n.ID)
 		return nil
 	})
-	return Empty{}, err
 }
 
 // DeleteNode removes a node from the tailnet for good.
@@ -413,14 +421,19 @@ func (s *server) renameNode(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.changeNode(r, "change name", func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+	return s.changeNode(r, "change name", renameTo(name))
+}
+
+// renameTo gives a node a name that it keeps.
+func renameTo(name string) func(*state.Tx, *tailnet.Node) (bool, error) {
+	return func(tx *state.Tx, n *tailnet.Node) (bool, error) {
 		if err := checkNodeName(tx, n.ID, name); err != nil {
 			return false, err
 		}
 		changed := n.Name != name || !n.NameFixed
 		n.Name, n.NameFixed = name, true
 		return changed, nil
-	})
+	}
 }
 
 // checkNodeName returns nil if node id may be called name: if a machine that called itself so would be given that very name.
@@ -445,17 +458,26 @@ func (s *server) setTags(r *http.Request) (any, error) {
 	if err := readJSON(r, &req); err != nil {
 		return nil, err
 	}
-	tags, err := parseTags(req.Tags)
+	change, why, err := s.retag(r, req.Tags)
 	if err != nil {
 		return nil, err
 	}
+	return s.changeNode(r, why, change)
+}
+
+// retag is the change of a node's tags that r asks for, and its name.
+func (s *server) retag(r *http.Request, to []string) (change func(*state.Tx, *tailnet.Node) (bool, error), why string, err error) {
+	tags, err := parseTags(to)
+	if err != nil {
+		return nil, "", err
+	}
 	if len(tags) == 0 {
-		return nil, tailnet.Errorf(tailnet.Invalid, "a node without tags needs an owner: move it to a namespace to take its tags away")
+		return nil, "", tailnet.Errorf(tailnet.Invalid, "a node without tags needs an owner: move it to a namespace to take its tags away")
 	}
 	if err := auth.PrincipalOf(r.Context()).AllowTags(s.State.Snapshot(), tags); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return s.changeNode(r, fmt.Sprintf("change tags to %s", strings.Join(tags, ",")), func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+	return func(_ *state.Tx, n *tailnet.Node) (bool, error) {
 		changed := !slices.Equal(n.Tags, tags)
 		if expiry := n.Expiry; n.Tagged() {
 			auth.SetTags(n, tags)
@@ -464,7 +486,7 @@ func (s *server) setTags(r *http.Request) (any, error) {
 			auth.SetTags(n, tags) // what belongs to nobody has nobody to log it in again
 		}
 		return changed, nil
-	})
+	}, fmt.Sprintf("change tags to %s", strings.Join(tags, ",")), nil
 }
 
 // TagNode replaces the tags of a node.

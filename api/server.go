@@ -119,8 +119,7 @@ type op struct {
 	do    handler
 }
 
-// NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
-func NewServer(o Options) http.Handler {
+func newServer(o Options) *server {
 	if o.Health == nil {
 		o.Health = func(context.Context) error { return nil }
 	}
@@ -130,7 +129,12 @@ func NewServer(o Options) http.Handler {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	s := &server{o}
+	return &server{o}
+}
+
+// NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
+func NewServer(o Options) http.Handler {
+	s := newServer(o)
 	// Names may contain what a path element must escape, such as the @ of a mail address: match the escaped path, and
 	// unescape once (pathVar).
 	m := mux.NewRouter().UseEncodedPath().SkipClean(true)
@@ -153,8 +157,11 @@ func NewServer(o Options) http.Handler {
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		s.writeError(w, r, &methodError{method: r.Method, allowed: allowed})
 	})
-	return s.guard(s.enter(m))
+	return s.guard(s.enter(m, s.writeError), s.writeError)
 }
+
+// errorWriter answers a request that has failed.
+type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
@@ -178,7 +185,7 @@ func (s *server) methodsAt(m *mux.Router, r *http.Request) (out []string) {
 const bodyTimeout = time.Minute
 
 // enter is next behind the gate. What is not below Prefix needs no key: there is nothing.
-func (s *server) enter(next http.Handler) http.Handler {
+func (s *server) enter(next http.Handler, fail errorWriter) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.Gate == nil {
 			next.ServeHTTP(w, local(r))
@@ -187,7 +194,7 @@ func (s *server) enter(next http.Handler) http.Handler {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // an HTTP/2 stream may not know it
 		in, err := s.Gate.Enter(w.Header(), r)
 		if err != nil {
-			s.writeError(w, r, err)
+			fail(w, r, err)
 			return
 		}
 		next.ServeHTTP(w, in)
@@ -195,7 +202,7 @@ func (s *server) enter(next http.Handler) http.Handler {
 }
 
 // guard bounds the body and turns a panic into an answer.
-func (s *server) guard(next http.Handler) http.Handler {
+func (s *server) guard(next http.Handler, fail errorWriter) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			p := recover()
@@ -206,10 +213,10 @@ func (s *server) guard(next http.Handler) http.Handler {
 				panic(p)
 			}
 			s.Log.Error("panic in an API handler", "err", p, "method", r.Method, "path", r.URL.Path, "stack", string(debug.Stack()))
-			s.writeError(w, r, fmt.Errorf("panic: %v", p))
+			fail(w, r, fmt.Errorf("panic: %v", p))
 		}()
 		limit := int64(maxBody)
-		if strings.HasPrefix(r.URL.Path, Prefix+"/policy") {
+		if strings.HasPrefix(r.URL.Path, Prefix+"/policy") || strings.HasPrefix(r.URL.Path, PrefixV2) && strings.Contains(r.URL.Path, "/acl") {
 			limit = maxPolicyBody
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, limit)

@@ -223,16 +223,24 @@ func (s *server) setRole(r *http.Request) (any, error) {
 	if err := readJSON(r, &req); err != nil {
 		return nil, err
 	}
-	if !slices.Contains(Roles, req.Role) {
-		return nil, tailnet.Errorf(tailnet.Invalid, "%q is not a role: use %s", clip(req.Role), strings.Join(Roles, ", "))
+	changed, err := s.changeRole(r, found, req.Role)
+	if err != nil {
+		return nil, err
 	}
-	role := tailnet.Role(req.Role)
-	if req.Role == roleMember {
+	return UserAnswer{userJSON(changed)}, nil
+}
+
+// changeRole makes a user what to says, one of Roles.
+func (s *server) changeRole(r *http.Request, found *tailnet.User, to string) (changed *tailnet.User, err error) {
+	if !slices.Contains(Roles, to) {
+		return nil, tailnet.Errorf(tailnet.Invalid, "%q is not a role: use %s", clip(to), strings.Join(Roles, ", "))
+	}
+	role := tailnet.Role(to)
+	if to == roleMember {
 		role = tailnet.RoleMember
 	}
 	p := auth.PrincipalOf(r.Context())
-	var changed *tailnet.User
-	err = s.update(r, "make namespace "+found.Name+" "+req.Role, func(tx *state.Tx) error {
+	err = s.update(r, "make namespace "+found.Name+" "+to, func(tx *state.Tx) error {
 		u, err := userIn(tx, found.ID)
 		if err != nil {
 			return err
@@ -251,10 +259,7 @@ func (s *server) setRole(r *http.Request) (any, error) {
 		changed = &c
 		return tx.PutUser(changed)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return UserAnswer{userJSON(changed)}, nil
+	return changed, err
 }
 
 // SetUserRole makes a user what role says, one of Roles.
@@ -336,9 +341,14 @@ func (s *server) deleteUser(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Empty{}, s.dropUser(r, u)
+}
+
+// dropUser deletes a user who has no nodes, with its pre-auth keys.
+func (s *server) dropUser(r *http.Request, found *tailnet.User) error {
 	p := auth.PrincipalOf(r.Context())
-	err = s.update(r, "delete namespace "+u.Name, func(tx *state.Tx) error {
-		u, err := userIn(tx, u.ID)
+	return s.update(r, "delete namespace "+found.Name, func(tx *state.Tx) error {
+		u, err := userIn(tx, found.ID)
 		if err != nil {
 			return err
 		}
@@ -347,7 +357,6 @@ func (s *server) deleteUser(r *http.Request) (any, error) {
 		}
 		return tx.DeleteUser(u.ID)
 	})
-	return Empty{}, err
 }
 
 // DeleteUser deletes a namespace that has no nodes, with its pre-auth keys.

@@ -153,6 +153,20 @@ func (tx *Tx) UsePool(n *tailnet.Node) error {
 	return tailnet.Errorf(tailnet.Exhausted, "all addresses of the policy's pool %s are in use", tailnet.FormatPrefixes(pools))
 }
 
+// SetIPv4 gives n, a Clone, the address a. It is Invalid if no node may have it; PutNode refuses one that another node has.
+func (tx *Tx) SetIPv4(n *tailnet.Node, a netip.Addr) error {
+	p := tx.st.addressing.Prefix4
+	h, ok := tx.st.addressing.host(a)
+	switch {
+	case !p.IsValid():
+		return tailnet.Errorf(tailnet.Invalid, "the nodes of this tailnet have no IPv4 addresses (prefixes.v4)")
+	case !a.Is4() || !ok || !tx.st.addressing.usable(h):
+		return tailnet.Errorf(tailnet.Invalid, "%s is not an address that a node may have: give one of %s", a, p)
+	}
+	n.IPv4 = a
+	return nil
+}
+
 func isReserved(a netip.Addr) bool {
 	return slices.ContainsFunc(reserved, func(r netip.Prefix) bool { return r.Contains(a) })
 }

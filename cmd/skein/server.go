@@ -417,13 +417,13 @@ func loadNoiseKey(path string) (k key.MachinePrivate, err error) {
 func (s *server) serve(context.Context) error {
 	o := s.apiOptions()
 	o.Gate = api.NewGate(s.auth, s.cfg.TrustedProxies, nil)
-	s.apiHandler = api.NewServer(o)
+	s.apiHandler = api.NewHandler(o)
 	s.public = &http.Server{
 		Handler: s.publicHandler(), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	derp.PrepareServer(s.public)
-	admin := &http.Server{Handler: api.NewServer(s.apiOptions()), ReadHeaderTimeout: 30 * time.Second}
+	admin := &http.Server{Handler: api.NewHandler(s.apiOptions()), ReadHeaderTimeout: 30 * time.Second}
 	inner := &http.Server{Handler: s.metricsHandler(), ReadHeaderTimeout: 30 * time.Second}
 
 	run, stop := context.WithCancel(context.Background())
@@ -532,6 +532,7 @@ func (s *server) publicHandler() http.Handler {
 		}
 	}
 	r.PathPrefix(api.Prefix + "/").Handler(s.apiHandler)
+	r.PathPrefix(api.PrefixV2 + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
 	r.HandleFunc("/health", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.db.Health(r.Context()); err != nil {

@@ -1,0 +1,181 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/tailscale/hujson"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/policy"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// defaultPolicy is what a tailnet shows whose policy nobody has set: it means the same.
+const defaultPolicy = `// Everybody reaches everybody: no policy has been set yet.
+{
+	"acls": [
+		{"action": "accept", "src": ["*"], "dst": ["*:*"]},
+	],
+}
+`
+
+// defaultTag is the entity tag that stands for a policy that was never changed.
+const defaultTag = "ts-default"
+
+const typeHuJSON = "application/hujson"
+
+func (s *server) v2PolicyRoutes() []route {
+	const base = "/tailnet/{tailnet}/acl"
+	return []route{
+		{base, ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.v2GetPolicy}, http.MethodPost: {auth.ScopePolicy, s.v2SetPolicy}}},
+		{base + "/validate", ops{http.MethodPost: {auth.Read(auth.ScopePolicy), s.v2ValidatePolicy}}},
+		{base + "/preview", ops{http.MethodPost: {auth.Read(auth.ScopePolicy), s.v2PreviewPolicy}}},
+	}
+}
+
+// v2PolicyText is the policy as v2 shows it, and the version that a change of it replaces.
+func (s *server) v2PolicyText() (text string, version string) {
+	sn := s.State.Snapshot()
+	if s.PolicyFile != "" {
+		text, version = textInForce(sn.Policy), "file"
+	} else if sn.Text != nil {
+		text, version = sn.Text.Text, ID(sn.Text.ID).String()
+	} else {
+		version = "0"
+	}
+	if strings.TrimSpace(text) == "" {
+		text = defaultPolicy
+	}
+	return text, version
+}
+
+// v2PolicyAnswer is text as r wants to read it: as it was written, or as JSON.
+func v2PolicyAnswer(r *http.Request, text string) (any, error) {
+	etag := etagOf(text)
+	if accept := r.Header.Get("Accept"); strings.Contains(accept, typeHuJSON) || accept == "" || strings.HasPrefix(accept, "*/*") {
+		return &plain{typeHuJSON, []byte(text), etag}, nil
+	}
+	b, err := hujson.Standardize([]byte(text))
+	if err != nil {
+		return nil, err // what is stored has been parsed
+	}
+	var v any
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, err
+	}
+	return &tagged{v, etag}, nil
+}
+
+func (s *server) v2GetPolicy(r *http.Request) (any, error) {
+	if r.URL.Query().Get("details") != "" {
+		return nil, &unsupported{"the details of a policy; POST …/acl/validate tells what is wrong with one"}
+	}
+	text, _ := s.v2PolicyText()
+	return v2PolicyAnswer(r, text)
+}
+
+// v2SetPolicy replaces the policy; no body at all sets none.
+func (s *server) v2SetPolicy(r *http.Request) (any, error) {
+	b, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
+	text := string(b)
+	var p *policy.Policy
+	if strings.TrimSpace(text) != "" {
+		if p, err = ParsePolicy(text); err != nil {
+			return nil, policyError(err)
+		}
+	}
+	now, version := s.v2PolicyText()
+	req := SetPolicyRequest{}
+	if match := r.Header.Get("If-Match"); match != "" {
+		want := strings.Trim(strings.TrimPrefix(strings.TrimSpace(match), "W/"), `"`)
+		if fresh := version == "0"; want == defaultTag && fresh || want != defaultTag && strings.EqualFold(want, etagOf(now)) {
+			req.IfMatch = Ref(version)
+		} else if want != "*" {
+			return nil, &preconditionError{"the policy was changed meanwhile: get it and make the change there"}
+		}
+		r.Header.Del("If-Match") // it is in req now, as the version that it means
+	}
+	if _, err := s.putPolicy(r, p, req); err != nil {
+		return nil, err
+	}
+	now, _ = s.v2PolicyText()
+	return v2PolicyAnswer(r, now)
+}
+
+// v2ValidatePolicy tries a policy, or tests against the policy in force. What is wrong with them is an answer and no failure.
+func (s *server) v2ValidatePolicy(r *http.Request) (any, error) {
+	b, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
+	text := strings.TrimSpace(string(b))
+	if text == "" {
+		return nil, tailnet.Errorf(tailnet.Invalid, "the request has no body: send a policy, or a list of tests")
+	}
+	if text, err = s.withTests(text); err != nil {
+		return nil, err
+	}
+	p, err := ParsePolicy(text)
+	if err == nil {
+		var t *trial
+		if t, err = s.try(r, p); err == nil {
+			err = t.is.Test()
+		}
+	}
+	var pe *PolicyError
+	if err = policyError(err); errors.As(err, &pe) {
+		return v2Error{Message: pe.Message, Data: v2PolicyFaults(pe), Status: http.StatusBadRequest}, nil
+	}
+	return Empty{}, err
+}
+
+// withTests is text, or, if that is a list of tests, the policy in force with those tests.
+func (s *server) withTests(text string) (string, error) {
+	b, err := hujson.Standardize([]byte(text))
+	if err != nil || len(b) == 0 {
+		return text, nil // the parser says what is wrong
+	}
+	var tests []json.RawMessage
+	if json.Unmarshal(b, &tests) != nil {
+		return text, nil
+	}
+	now, _ := s.v2PolicyText()
+	std, err := hujson.Standardize([]byte(now))
+	if err != nil {
+		return "", err
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(std, &all); err != nil {
+		return "", err
+	}
+	for key := range all {
+		if strings.EqualFold(key, "tests") || strings.EqualFold(key, "sshTests") {
+			delete(all, key)
+		}
+	}
+	if all["tests"], err = json.Marshal(tests); err != nil {
+		return "", err
+	}
+	out, err := json.Marshal(all)
+	return string(out), err
+}
+
+// v2PolicyFaults are the faults of a policy as v2 tells them.
+func v2PolicyFaults(pe *PolicyError) []v2ErrorData {
+	d := v2ErrorData{Errors: []string{}}
+	for _, f := range pe.Faults {
+		d.Errors = append(d.Errors, f.String())
+	}
+	return []v2ErrorData{d}
+}
+
+func (s *server) v2PreviewPolicy(r *http.Request) (any, error) {
+	discard(r)
+	return nil, &unsupported{"the preview of a policy here; POST /api/v1/policy/diff tells what one opens and closes, GET /api/v1/policy/explain who reaches what"}
+}

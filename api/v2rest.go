@@ -1,0 +1,64 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/skein-vpn/skein/auth"
+)
+
+// v2RestRoutes are what Tailscale's service has and Skein has not. Each answers 501 and says so, to those who could use it if it
+// were there.
+func (s *server) v2RestRoutes() []route {
+	const t = "/tailnet/{tailnet}"
+	all := []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
+	var out []route
+	for _, no := range []struct{ path, scope, what string }{
+		{t + "/posture/integrations", auth.ScopeFeatures, "posture integrations"},
+		{"/posture/integrations/{id}", auth.ScopeFeatures, "posture integrations"},
+		{t + "/aws-external-id", auth.ScopeLogStream, "log streaming to S3"},
+		{t + "/aws-external-id/{id}/validate-aws-trust-policy", auth.ScopeLogStream, "log streaming to S3"},
+		{t + "/logging/network", auth.Read(auth.ScopeFlowLogs), "network flow logs"},
+		{t + "/logging/{type}/stream", auth.ScopeLogStream, "log streaming over the API; audit.file and webhooks of the configuration do it"},
+		{t + "/logging/{type}/stream/status", auth.ScopeLogStream, "log streaming over the API"},
+		{t + "/user-invites", auth.ScopeUsers, "invitations; users come by signing in, or with \"skein users create\""},
+		{"/user-invites/{id}", auth.ScopeUsers, "invitations"},
+		{"/user-invites/{id}/resend", auth.ScopeUsers, "invitations"},
+		{"/device/{device}/device-invites", auth.ScopeDevices, "sharing of devices with other tailnets"},
+		{"/device-invites/{id}", auth.ScopeDevices, "sharing of devices with other tailnets"},
+		{"/device-invites/{id}/resend", auth.ScopeDevices, "sharing of devices with other tailnets"},
+		{"/device-invites/-/accept", auth.ScopeDevices, "sharing of devices with other tailnets"},
+		{t + "/vip-services", auth.ScopeServices, "services"},
+		{t + "/vip-services/{service}", auth.ScopeServices, "services"},
+		{t + "/vip-services/{service}/devices", auth.ScopeServices, "services"},
+		{t + "/vip-services/{service}/device/{device}/approved", auth.ScopeServices, "services"},
+		{t + "/services", auth.ScopeServices, "services"},
+		{t + "/services/{service}", auth.ScopeServices, "services"},
+		{t + "/services/{service}/devices", auth.ScopeServices, "services"},
+		{t + "/services/{service}/device/{device}/approved", auth.ScopeServices, "services"},
+		{t + "/contacts", auth.ScopeAccount, "contacts: there is no company behind the server that would write to them"},
+		{t + "/contacts/{type}", auth.ScopeAccount, "contacts"},
+		{t + "/contacts/{type}/resend-verification-email", auth.ScopeAccount, "contacts"},
+	} {
+		methods := ops{}
+		for _, m := range all {
+			scope := no.scope
+			if m == http.MethodGet {
+				scope = readHalf(scope)
+			}
+			methods[m] = op{scope, func(r *http.Request) (any, error) {
+				discard(r)
+				return nil, &unsupported{no.what}
+			}}
+		}
+		out = append(out, route{no.path, methods})
+	}
+	return out
+}
+
+// readHalf is the scope that reads what scope writes.
+func readHalf(scope string) string {
+	if scope == auth.Read(auth.ScopeFlowLogs) {
+		return scope
+	}
+	return auth.Read(scope)
+}
