@@ -28,7 +28,9 @@ type v2User struct {
 func (s *server) v2UserRoutes() []route {
 	const one = "/users/{user}"
 	read, write := auth.Read(auth.ScopeUsers), auth.ScopeUsers
-	act := func(why string, to tailnet.UserStatus) ops { return ops{http.MethodPost: {write, s.v2SetStatus(why, to)}} }
+	act := func(why string, to tailnet.UserStatus) ops {
+		return ops{http.MethodPost: {write, s.v2SetStatus(why, to)}}
+	}
 	return []route{
 		{"/tailnet/{tailnet}/users", ops{http.MethodGet: {read, s.v2Users}}},
 		{one, ops{http.MethodGet: {read, s.v2GetUser}}},
