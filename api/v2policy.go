@@ -124,7 +124,7 @@ func (s *server) v2ValidatePolicy(r *http.Request) (any, error) {
 	p, err := ParsePolicy(text)
 	if err == nil {
 		var t *trial
-		if t, err = s.try(r, p); err == nil {
+		if t, err = s.try(p); err == nil {
 			err = t.is.Test()
 		}
 	}
