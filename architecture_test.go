@@ -35,8 +35,9 @@ var allowed = map[string][]string{
 	"control/h2":            {},
 	"api":                   {"tailnet", "policy", "state", "auth", "remote"},
 	"web":                   {"tailnet", "state", "auth"},
-	"integration":           {"integration/lab"},
+	"integration":           {"integration/lab", "integration/oidc"},
 	"integration/lab":       {"api"},
+	"integration/oidc":      {},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
 	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote"},
@@ -48,7 +49,7 @@ var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
 	"github.com/jackc/pgx":   {"db", "db/pgtest"},
 	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "web", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
-	"os/exec":                {"cmd/skein", "db/pgtest", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"os/exec":                {"cmd/skein", "db/pgtest", "integration", "integration/lab", "integration/oidc", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }
 
@@ -69,7 +70,7 @@ func sources(t *testing.T) (out []source) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "skein-data") {
+		if d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "node_modules" || d.Name() == "skein-data") {
 			return filepath.SkipDir
 		}
 		if d.IsDir() || !strings.HasSuffix(path, ".go") {
