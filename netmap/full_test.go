@@ -15,6 +15,7 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/state/statetest"
 	"github.com/skein-vpn/skein/tailnet"
@@ -296,6 +297,47 @@ func TestSelfNode(t *testing.T) {
 		m := New(tc.o, nil).selfNode(sn, sn.Node(id)).CapMap
 		if len(m) != len(tc.want) || len(tc.want) > 0 && !m.Contains(tc.want[0]) {
 			t.Errorf("%+v gives %v, want %v", tc.o, m, tc.want)
+		}
+	}
+}
+
+// Only a node whose user is an administrator is told so, whatever the policy says.
+func TestAdminCapability(t *testing.T) {
+	w, id, _ := pairWorld(t)
+	p, err := policy.Parse([]byte(`{"nodeAttrs":[{"target":["*"],"attr":["https://tailscale.com/cap/is-admin","https://tailscale.com/cap/is-owner","other"]}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.update(func(tx *state.Tx) error { return tx.SetPolicy(p, "", "") })
+	for _, tt := range []struct {
+		role         tailnet.Role
+		status       tailnet.UserStatus
+		tags         []string
+		admin, owner bool
+	}{
+		{role: tailnet.RoleMember}, {role: tailnet.RoleAuditor}, {role: tailnet.RoleITAdmin}, {role: tailnet.RoleNetworkAdmin},
+		{role: tailnet.RoleAdmin, admin: true}, {role: tailnet.RoleOwner, admin: true, owner: true},
+		{role: tailnet.RoleAdmin, status: tailnet.UserSuspended}, {role: tailnet.RoleOwner, tags: []string{"tag:x"}},
+	} {
+		w.update(func(tx *state.Tx) error {
+			n := tx.Node(id).Clone()
+			for _, u := range w.snapshot().Users() {
+				c := *u
+				c.Role, c.Status = tt.role, tt.status
+				if err := tx.PutUser(&c); err != nil {
+					return err
+				}
+				n.User = u.ID
+			}
+			if n.Tags = tt.tags; n.Tagged() {
+				n.User = 0
+			}
+			return tx.PutNode(n)
+		})
+		sn := w.snapshot()
+		m := w.enc.selfNode(sn, sn.Node(id)).CapMap
+		if !m.Contains("other") || m.Contains(tailcfg.CapabilityAdmin) != tt.admin || m.Contains(tailcfg.CapabilityOwner) != tt.owner {
+			t.Errorf("%+v: %v", tt, m)
 		}
 	}
 }

@@ -97,6 +97,7 @@ func (e *Encoder) selfNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
 	for c, v := range sn.Policy.AttrsFor(n.Node) {
 		out.CapMap[c] = v
 	}
+	setAdmin(out.CapMap, sn, n)
 	if len(sn.Policy.SSHFor(n.Node).Rules) > 0 { // it lets `tailscale up --ssh` through
 		out.CapMap[capSSH] = nil
 	}
