@@ -15,8 +15,13 @@ import (
 type Registrar interface {
 	// CreatePreAuthKey makes a key and returns its secret, which nobody can tell again.
 	CreatePreAuthKey(ctx context.Context, req auth.KeyRequest) (secret string, k *tailnet.PreAuthKey, err error)
+	// RevokePreAuthKey ends a key for good; nodes that joined with it stay.
+	RevokePreAuthKey(ctx context.Context, id tailnet.PreAuthKeyID) error
 	// CreateAPIKey makes a key for p and returns its secret, which nobody can tell again.
 	CreateAPIKey(ctx context.Context, p *auth.Principal, req auth.APIKeyRequest) (secret string, c *tailnet.Credential, err error)
+	// CreateOAuthClient and CreateFederatedIdentity make what gets access tokens.
+	CreateOAuthClient(ctx context.Context, p *auth.Principal, req auth.ClientRequest) (secret string, c *tailnet.Credential, err error)
+	CreateFederatedIdentity(ctx context.Context, p *auth.Principal, req auth.ClientRequest) (*tailnet.Credential, error)
 	// ExpireCredential, RevokeCredential and DeleteCredential end a key in p's name.
 	ExpireCredential(ctx context.Context, p *auth.Principal, id string) error
 	RevokeCredential(ctx context.Context, p *auth.Principal, id string) error

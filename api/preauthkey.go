@@ -192,23 +192,7 @@ func (s *server) expirePreAuthKey(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.update(r, "expire pre-auth key "+ID(found.ID).String(), func(tx *state.Tx) error {
-		k := tx.PreAuthKey(found.ID)
-		if k == nil {
-			return tailnet.Errorf(tailnet.NotFound, "pre-auth key %d was deleted meanwhile", found.ID)
-		}
-		if k.Revoked {
-			return nil
-		}
-		c := *k
-		c.Revoked = true
-		if c.Expires.IsZero() || c.Expires.After(tx.Now()) {
-			c.Expires = tx.Now()
-		}
-		tx.PutPreAuthKey(&c)
-		return nil
-	})
-	return Empty{}, err
+	return Empty{}, s.Auth.RevokePreAuthKey(r.Context(), found.ID)
 }
 
 // ExpirePreAuthKey ends a key; nodes that joined with it stay.

@@ -26,7 +26,9 @@
 //	                                          PATCH  /settings
 //	GET    /apikey                            POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
 //	POST   /apikey                            POST   /apikey/expire, /apikey/revoke
-//	DELETE /apikey/{prefix}
+//	DELETE /apikey/{prefix}                   POST   /oauthclient/{client}/revoke
+//	GET    /oauthclient                       DELETE /oauthclient/{client}
+//	POST   /oauthclient
 //
 //	GET    /dns                               POST   /dns/records
 //	PATCH  /dns                               DELETE /dns/records ?name=&value=
@@ -164,8 +166,8 @@ func NewServer(o Options) http.Handler {
 type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
 func (s *server) routes() []route {
-	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.loginRoutes(), s.sshCheckRoutes(),
-		s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
+	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.oauthClientRoutes(), s.loginRoutes(),
+		s.sshCheckRoutes(), s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.

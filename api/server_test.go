@@ -21,6 +21,7 @@ import (
 	"tailscale.com/types/key"
 
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/auth/oidc"
 	"github.com/skein-vpn/skein/db"
 	"github.com/skein-vpn/skein/dns"
 	"github.com/skein-vpn/skein/state"
@@ -76,7 +77,7 @@ func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.st.Close)
-	w.auth = auth.New(auth.Options{State: w.st, Store: d})
+	w.auth = auth.New(auth.Options{State: w.st, Store: d, Now: clock, Verifier: oidc.NewVerifier(nil, clock)})
 	ao.State, ao.Auth = w.st, w.auth
 	w.handler = NewServer(ao)
 	w.client = w.serve(w.handler)

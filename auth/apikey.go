@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/base64"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/skein-vpn/skein/state"
@@ -285,8 +288,29 @@ func (a *Auth) matches(c *tailnet.Credential, secret string) bool {
 		return subtle.ConstantTimeCompare(sum[:], c.Hash) == 1
 	case tailnet.HashBcrypt:
 		return a.slow.check(c, sum, func() bool { return bcrypt.CompareHashAndPassword(c.Hash, []byte(afterID(secret, c.ID))) == nil })
+	case tailnet.HashArgon2:
+		return a.slow.check(c, sum, func() bool { return argon2Matches(string(c.Hash), afterID(secret, c.ID)) })
 	}
 	return false
+}
+
+// argon2Matches reports whether secret has the argon2id hash text, which is in its usual form: $argon2id$v=19$m=65536,t=3,p=4$SALT$HASH.
+func argon2Matches(text, secret string) bool {
+	parts := strings.Split(text, "$")
+	var memory, passes uint32
+	var threads uint8
+	if len(parts) != 6 || parts[1] != "argon2id" || parts[2] != fmt.Sprintf("v=%d", argon2.Version) {
+		return false
+	}
+	if n, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &memory, &passes, &threads); n != 3 || err != nil || memory > 1<<20 || passes == 0 || passes > 100 || threads == 0 {
+		return false
+	}
+	salt, err1 := base64.RawStdEncoding.DecodeString(parts[4])
+	hash, err2 := base64.RawStdEncoding.DecodeString(parts[5])
+	if err1 != nil || err2 != nil || len(hash) < 16 || len(hash) > 128 {
+		return false
+	}
+	return subtle.ConstantTimeCompare(argon2.IDKey([]byte(secret), salt, passes, memory, threads, uint32(len(hash))), hash) == 1
 }
 
 // slowHashes remembers which secrets have matched a hash that is slow on purpose, so that each is computed once. The zero value
@@ -382,7 +406,10 @@ func (a *Auth) byToken(ctx context.Context, sn *state.Snapshot, token string) (*
 	if err != nil {
 		return nil, err
 	}
-	p.Scopes = t.Scopes
-	p.TagBound, p.Tags = true, t.Tags
+	// What the credential has lost meanwhile, its tokens have lost as well.
+	p.TagBound, p.Tags = true, c.Tags
+	tags := slices.DeleteFunc(slices.Clone(t.Tags), func(tag string) bool { return p.AllowTags(sn, []string{tag}) != nil })
+	p.Tags = tags
+	p.Scopes = slices.DeleteFunc(slices.Clone(t.Scopes), func(s string) bool { return !grants(c.Scopes, s) })
 	return p, nil
 }

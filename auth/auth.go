@@ -74,6 +74,8 @@ type Options struct {
 
 	SSHCheckTTL time.Duration // how long an SSH session may wait for a person; 0: DefaultSSHCheckTTL
 
+	Verifier TokenVerifier // nil: tokens of other issuers are not exchanged
+
 	Now func() time.Time // nil: time.Now
 	Log *slog.Logger     // nil: slog.Default
 }

@@ -91,6 +91,19 @@ func (c *cli) completeAPIKeys(cmd *cobra.Command, args []string, _ string) ([]co
 	})
 }
 
+func (c *cli) completeOAuthClients(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		clients, err := cl.ListOAuthClients(ctx)
+		for _, k := range clients {
+			out = append(out, cobra.CompletionWithDesc(k.ID, k.Description))
+		}
+		return out, err
+	})
+}
+
 // completeLogins suggests the registrations that wait.
 func (c *cli) completeLogins(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {

@@ -126,6 +126,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newRoutesCommand(c),
 		newPreAuthKeysCommand(c),
 		newAPIKeysCommand(c),
+		newOAuthClientsCommand(c),
 		newPolicyCommand(c),
 		newSettingsCommand(c),
 		newDNSCommand(c),

@@ -362,7 +362,8 @@ func (s *server) openControl(ctx context.Context) error {
 		return err
 	}
 	s.auth = auth.New(auth.Options{
-		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
+		Verifier: oidc.NewVerifier(nil, nil),
+		State:    s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
 	})
 	if err := s.openOIDC(ctx, noise); err != nil {
@@ -531,6 +532,7 @@ func (s *server) publicHandler() http.Handler {
 			r.Handle(p, s.relay.Handler())
 		}
 	}
+	api.NewTokens(s.auth, s.cfg.TrustedProxies, nil, s.log).Mount(r)
 	r.PathPrefix(api.Prefix + "/").Handler(s.apiHandler)
 	r.PathPrefix(api.PrefixV2 + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
