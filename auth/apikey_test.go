@@ -2,11 +2,13 @@ package auth
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/skein-vpn/skein/state"
@@ -240,4 +242,101 @@ func TestCredentialUses(t *testing.T) {
 	if !saved().Equal(e.now()) {
 		t.Errorf("after the end saved %v, want %v", saved(), e.now())
 	}
+}
+
+// OAuth clients that headscale has made live on.
+func TestImportedOAuthClients(t *testing.T) {
+	e := newEnv(t, nil)
+	secret := "hskey-client-abcdef-" + strings.Repeat("0123456789abcdef", 2)
+	salt := []byte("0123456789abcdef")
+	b64 := base64.RawStdEncoding.EncodeToString
+	hash := "$argon2id$v=19$m=64,t=1,p=1$" + b64(salt) + "$" + b64(argon2.IDKey([]byte(afterID(secret, "abcdef")), salt, 1, 64, 1, 32))
+	put := func(hash string) {
+		e.update(func(tx *state.Tx) error {
+			return tx.PutCredential(&tailnet.Credential{ID: "abcdef", Kind: tailnet.OAuthClient, HashKind: tailnet.HashArgon2, Hash: []byte(hash), Scopes: []string{ScopeDNS}})
+		})
+	}
+	put(hash)
+	token, _, err := e.a.ClientToken(ctx, secret, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := e.a.Authenticate(ctx, token)
+	if err != nil || p.Kind != KindToken || p.Allow(ScopeDNS) != nil || p.Allow(ScopeUsers) == nil {
+		t.Errorf("%+v %v", p, err)
+	}
+	e.pass(TokenLife)
+	e.wantRefused(token, "expired")
+	for _, bad := range []string{"", "$", hash[:len(hash)-30], strings.Replace(hash, "m=64", "m=99999999", 1), strings.Replace(hash, "t=1", "t=0", 1),
+		strings.Replace(hash, "p=1", "p=0", 1), strings.Replace(hash, "p=1", "p=x", 1), strings.Replace(hash, "v=19", "v=16", 1), hash + "!", "$argon2id$v=19$m=64,t=1,p=1$$"} {
+		put(bad)
+		if _, _, err := e.a.ClientToken(ctx, secret, nil, nil); tailnet.CodeOf(err) != tailnet.Unauthenticated {
+			t.Errorf("hash %q: %v", bad, err)
+		}
+	}
+}
+
+// What a client loses, its tokens lose at once.
+func TestTokensFollowTheirClient(t *testing.T) {
+	e := newEnv(t, nil)
+	root := SocketPrincipal("root")
+	secret, c, err := e.a.CreateOAuthClient(ctx, root, ClientRequest{Scopes: []string{ScopeDNS, ScopeAuthKeys}, Tags: []string{"tag:a", "tag:b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, _, err := e.a.ClientToken(ctx, secret, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.a.UpdateClient(ctx, root, c.ID, ClientRequest{Scopes: []string{ScopeAuthKeys}, Tags: []string{"tag:b"}}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := e.a.Authenticate(ctx, token)
+	if err != nil || p.Allow(ScopeDNS) == nil || p.Allow(ScopeAuthKeys) != nil || p.AllowTags(e.st.Snapshot(), []string{"tag:a"}) == nil ||
+		p.AllowTags(e.st.Snapshot(), []string{"tag:b"}) != nil {
+		t.Errorf("%+v %v", p, err)
+	}
+	narrow := &Principal{Kind: KindAPIKey, Scopes: []string{ScopeOAuthKeys, ScopeAuthKeys}, TagBound: true, Tags: []string{"tag:b"}}
+	for _, r := range []ClientRequest{{Scopes: []string{ScopeDNS}}, {Scopes: []string{ScopeAuthKeys}, Tags: []string{"tag:a"}}} {
+		if _, err := e.a.UpdateClient(ctx, narrow, c.ID, r); tailnet.CodeOf(err) != tailnet.Denied {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	if _, err := e.a.UpdateClient(ctx, root, "none", ClientRequest{Scopes: []string{ScopeDNS}}); tailnet.CodeOf(err) != tailnet.NotFound {
+		t.Error(err)
+	}
+}
+
+func TestMatchText(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, s string
+		ok         bool
+	}{
+		{"", "", true}, {"a", "a", true}, {"a", "ab", false}, {"*", "", true}, {"*", "x/y", true}, {"a*", "abc", true}, {"*c", "abc", true}, {"a*c", "ac", true},
+		{"a*a", "a", false}, {"a*b*c", "aXbYc", true}, {"a*b*c", "acb", false}, {"a**", "a", true}, {"*b*", "abc", true}, {"*b*", "ac", false}, {"A", "a", false},
+		{"ab*bc", "abc", false},
+	} {
+		if got := matchText(tt.pattern, tt.s); got != tt.ok {
+			t.Errorf("matchText(%q, %q) = %v", tt.pattern, tt.s, got)
+		}
+	}
+}
+
+// Whatever a stranger sends as a secret or a token, it is refused in peace.
+func FuzzSecrets(f *testing.F) {
+	for _, s := range []string{"", "tskey-api-a-b", "hskey-client-a-b", "a.b", "e30.e30.e30", "tskey-api--", "..", "\x00"} {
+		f.Add(s)
+	}
+	e := newEnv(f, nil)
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := e.a.Authenticate(ctx, s); p != nil || tailnet.CodeOf(err) != tailnet.Unauthenticated {
+			t.Errorf("%q: %+v %v", s, p, err)
+		}
+		if _, _, err := e.a.ClientToken(ctx, s, nil, nil); tailnet.CodeOf(err) != tailnet.Unauthenticated {
+			t.Errorf("%q: %v", s, err)
+		}
+		if iss, err := issuerOf(s); iss != "" && err != nil {
+			t.Errorf("%q: %q %v", s, iss, err)
+		}
+	})
 }
