@@ -36,18 +36,19 @@ var allowed = map[string][]string{
 	"api":                   {"tailnet", "policy", "state", "auth", "remote"},
 	"web":                   {"tailnet", "state", "auth"},
 	"integration":           {"integration/lab", "integration/oidc"},
+	"takeover":              {"tailnet", "policy", "dns"},
 	"integration/lab":       {"api"},
 	"integration/oidc":      {},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote"},
+	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 
 // foreign are packages of others that only some of ours may import.
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
-	"github.com/jackc/pgx":   {"db", "db/pgtest"},
+	"github.com/jackc/pgx":   {"db", "db/pgtest", "takeover"},
 	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "web", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"os/exec":                {"cmd/skein", "db/pgtest", "integration", "integration/lab", "integration/oidc", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},

@@ -163,8 +163,9 @@ func TestAPIKeyIsNoLadder(t *testing.T) {
 // Keys that headscale has made, in both of their forms, live on.
 func TestImportedAPIKeys(t *testing.T) {
 	e := newEnv(t, nil)
-	for id, secret := range map[string]string{"abcdefg": "abcdefg.0123456789abcdef0123456789abcdef", "abcdefghijkl": "hskey-api-abcdefghijkl-" + strings.Repeat("0123456789abcdef", 4)} {
-		hash, err := bcrypt.GenerateFromPassword([]byte(afterID(secret, id)), bcrypt.MinCost)
+	for id, secret := range map[string]string{"abcdefg": "abcdefg.0123456789abcdef0123456789abcdef", "abcdefghijkl": "hskey-api-abcdefghijkl-" + strings.Repeat("0123456789abcdef", 4),
+		"a-_d-f-_ijk-": "hskey-api-a-_d-f-_ijk---" + strings.Repeat("-_2345678.abcdef", 4)[1:], "-_cdefg": "-_cdefg.-.23456789abcdef0123456789abcdef"} {
+		hash, err := bcrypt.GenerateFromPassword([]byte(strings.TrimPrefix(secret, "hskey-api-")[len(id)+1:]), bcrypt.MinCost)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -97,6 +97,7 @@ type Auth struct {
 
 	sshMu   sync.Mutex // held while an SSH check is made, so that two questions at once make one
 	wakeMu  sync.Mutex
+	hashing chan struct{} // holds one token while a slow hash is computed
 	decided chan struct{} // guarded by wakeMu: closed, and made anew, when somebody decides about an SSH check
 }
 
@@ -120,7 +121,7 @@ func New(o Options) *Auth {
 	if o.SSHCheckTTL == 0 {
 		o.SSHCheckTTL = DefaultSSHCheckTTL
 	}
-	return &Auth{o: o, st: o.State, log: o.Log, decided: make(chan struct{})}
+	return &Auth{o: o, st: o.State, log: o.Log, hashing: make(chan struct{}, 1), decided: make(chan struct{})}
 }
 
 // KeyRequest says what a new pre-auth key may do. Either User or Tags must be set.

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -105,9 +104,12 @@ func (a *Auth) shorten(ctx context.Context, n *tailnet.Node, asked time.Time) (*
 
 // joinByKey registers a node that brings a pre-auth key.
 func (a *Auth) joinByKey(ctx context.Context, machine key.MachinePublic, r *tailcfg.RegisterRequest) (n *tailnet.Node, err error) {
-	hash := sha256.Sum256([]byte(r.Auth.AuthKey))
+	foreign, err := a.foreignKey(ctx, r.Auth.AuthKey)
+	if err != nil {
+		return nil, err
+	}
 	err = a.st.Update(ctx, "node joined with a pre-auth key", func(tx *state.Tx) error {
-		k := tx.PreAuthKeyByHash(hash)
+		k := preAuthKey(tx, r.Auth.AuthKey, foreign)
 		if k == nil {
 			return tailnet.Errorf(tailnet.Denied, "this auth key is not known here; check that it was copied whole, or ask for a new one")
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -274,7 +275,7 @@ func makePreAuthKeyRow(id tailnet.ID, k *tailnet.PreAuthKey) (preAuthKeyRow, err
 		TailnetID:   int64(id),
 		ID:          int64(k.ID),
 		Prefix:      k.Prefix,
-		Hash:        hex.EncodeToString(k.Hash[:]),
+		Hash:        preAuthKeyHash(k),
 		UserID:      ref(k.User),
 		Tags:        list(f, "tags", k.Tags),
 		Reusable:    k.Reusable,
@@ -302,8 +303,20 @@ func (r *preAuthKeyRow) domain() (*tailnet.PreAuthKey, error) {
 		Expires:     f.parseTime("expires_at", r.ExpiresAt),
 		Revoked:     r.Revoked,
 	}
-	copy(k.Hash[:], f.parseHex("hash", &r.Hash, len(k.Hash)))
+	if strings.HasPrefix(r.Hash, "$") {
+		k.Bcrypt = []byte(r.Hash)
+	} else {
+		copy(k.Hash[:], f.parseHex("hash", &r.Hash, len(k.Hash)))
+	}
 	return k, f.err()
+}
+
+// preAuthKeyHash is either hash of a key: SHA-256 in hexadecimal, or bcrypt in its own text form, which begins with a "$".
+func preAuthKeyHash(k *tailnet.PreAuthKey) string {
+	if len(k.Bcrypt) > 0 {
+		return string(k.Bcrypt)
+	}
+	return hex.EncodeToString(k.Hash[:])
 }
 
 func makeNodeRow(id tailnet.ID, n *tailnet.Node) (nodeRow, error) {

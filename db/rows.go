@@ -48,7 +48,7 @@ type preAuthKeyRow struct {
 	TailnetID   int64 `gorm:"primaryKey;autoIncrement:false"`
 	ID          int64 `gorm:"primaryKey;autoIncrement:false"`
 	Prefix      string
-	Hash        string // hex
+	Hash        string // hex, or bcrypt
 	UserID      *int64
 	Tags        *string // JSON
 	Reusable    bool

@@ -402,12 +402,12 @@ func (tx *Tx) PreAuthKey(id tailnet.PreAuthKeyID) *tailnet.PreAuthKey {
 // PreAuthKeyByHash is the key whose secret has this SHA-256, or nil.
 func (tx *Tx) PreAuthKeyByHash(h [32]byte) *tailnet.PreAuthKey {
 	for _, k := range tx.keys {
-		if k != nil && k.Hash == h {
+		if k != nil && k.Hash == h && len(k.Bcrypt) == 0 {
 			return k
 		}
 	}
 	for _, k := range tx.base.keys {
-		if k.Hash == h {
+		if k.Hash == h && len(k.Bcrypt) == 0 {
 			return tx.PreAuthKey(k.ID)
 		}
 	}

@@ -236,11 +236,16 @@ type Presence struct {
 	Steady   bool           // usable for so long that it may take back what it was first to carry
 }
 
+// ForeignPreAuthKey begins the pre-auth keys that headscale makes since its version 0.28: hskey-auth-, 12 characters that may be
+// shown, a "-", and 64 that may not.
+const ForeignPreAuthKey = "hskey-auth-"
+
 // PreAuthKey lets nodes join without a person. The secret is not kept, only its SHA-256: it has 128 random bits and more.
 type PreAuthKey struct {
 	ID          PreAuthKeyID
 	Prefix      string // the part of the key that may be shown, to tell keys apart
 	Hash        [32]byte
+	Bcrypt      []byte   // instead of Hash, of a key that headscale made: of what follows Prefix and a "-"; gone once the key was used
 	User        UserID   // owner of the nodes that join with it; zero if Tags are set
 	Tags        []string // given to the nodes that join with it
 	Reusable    bool

@@ -153,6 +153,8 @@ func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(*
 //	waiting HOSTNAME                                     a machine that waits for a person; sets $KEY
 //	ssh FROM TO USER                                     an SSH session that waits; sets $ID
 //	code N skein ARGS...                                 run skein, which must end with exit code N
+//	headscale DIR                                        files of a headscale server with one user and one node
+//	sql FILE STATEMENT                                   change a SQLite database
 //	keep VAR                                             what was printed last, without the newline, as $VAR
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -222,6 +224,8 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%s ended with exit code %d, want %s", strings.Join(args[1:], " "), got, args[0])
 				}
 			},
+			"headscale": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(writeHeadscale(ts.MkAbs(args[0]))) },
+			"sql":       func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(runSQL(ts.MkAbs(args[0]), args[1])) },
 			"keep": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 			},

@@ -133,6 +133,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newAuthCommand(c),
 		newDERPCommand(c),
 		newConfigCommand(c),
+		newImportCommand(c),
 		newHealthCommand(c),
 		newVersionCommand(c),
 		newSocketHelp(),
