@@ -219,7 +219,7 @@ func TestBadInput(t *testing.T) {
 		{"PATCH /api/v1/settings", `{"keyDurationSeconds":1,"userApproval":true}`, 400, "between a minute and ten years"},
 		{"POST /api/v1/node/2/expire", `{"renew":true,"disableExpiry":true}`, 400, "contradict each other"},
 		{"POST /api/v1/node/2/expire", `{"expiry":"0001-01-01T00:00:00Z"}`, 400, "for ever is disableExpiry"},
-		{"POST /api/v1/node/2/approve", `{"approved":"no"}`, 400, "a boolean is asked for"},
+		{"POST /api/v1/node/2/approve", `{"approved":"no"}`, 400, "true or false is asked for"},
 		{"POST /api/v1/user/nobody/suspend", "", 404, "there is no namespace"},
 		{"DELETE /api/v1/user/9", "", 404, `there is no namespace "9"`},
 		{"DELETE /api/v1/user/2147455555", "", 404, "there is no namespace"},
