@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,18 +15,30 @@ import (
 	"tailscale.com/types/key"
 )
 
-// Load is a process on a host that registers one light node after the other, ten a second, for as
-// long as it runs. It goes on over failures: what the server has answered is what counts.
+// Load is a process on a host that registers light nodes. It goes on over failures: what the server
+// has answered is what counts.
 type Load struct{ *Process }
 
-// StartLoad starts the registrations. authKey must be a reusable pre-auth key.
+// StartLoad starts registrations one after the other, ten a second, for as long as the process runs.
+// authKey must be a reusable pre-auth key.
 func (h *Host) StartLoad(serverURL, authKey string) *Load {
+	h.l.t.Helper()
+	return h.startLoad("load", serverURL, authKey)
+}
+
+// StartBurst starts n registrations at the same moment.
+func (h *Host) StartBurst(serverURL, authKey string, n int) *Load {
+	h.l.t.Helper()
+	return h.startLoad("burst", serverURL, authKey, strconv.Itoa(n))
+}
+
+func (h *Host) startLoad(kind string, args ...string) *Load {
 	h.l.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		h.l.t.Fatalf("lab: %v", err)
 	}
-	p := h.newProcess("load", []string{childEnv + "=load"}, self, serverURL, authKey)
+	p := h.newProcess(kind, []string{childEnv + "=" + kind}, self, args...)
 	if err := p.Start(); err != nil {
 		h.l.t.Fatal(err)
 	}
@@ -43,9 +56,33 @@ func (ld *Load) Registered() (names []string) {
 }
 
 func init() {
-	if os.Getenv(childEnv) == "load" {
-		childLoad(os.Args[len(os.Args)-2], os.Args[len(os.Args)-1])
+	switch args := os.Args; os.Getenv(childEnv) {
+	case "load":
+		childLoad(args[len(args)-2], args[len(args)-1])
+	case "burst":
+		childBurst(args[len(args)-3], args[len(args)-2], args[len(args)-1])
+		os.Exit(0)
 	}
+}
+
+// childBurst is the main of the burst process.
+func childBurst(serverURL, authKey, count string) {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		panic(err)
+	}
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			name := fmt.Sprintf("burst-%d", i)
+			if err := registerLight(serverURL, authKey, name); err != nil {
+				fmt.Printf("failed %s: %v\n", name, err)
+				return
+			}
+			fmt.Printf("registered %s\n", name)
+		})
+	}
+	wg.Wait()
 }
 
 // childLoad is the re-executed test binary's main in the load process; it runs until killed.
