@@ -22,6 +22,7 @@ type step struct {
 	once    sync.Once
 	changed []*change        // sorted by id; with all, every node of both
 	all     bool             // nodes may look different, themselves included, though their entries are the same
+	renames bool             // all look different
 	renamed []tailnet.UserID // users that look different
 
 	mu     sync.Mutex
@@ -81,10 +82,20 @@ type frameKey struct {
 	had, gets     *tailcfg.DERPMap // their variants of the relay map
 }
 
+// shared is what the viewers of one kind are told alike.
 type shared struct {
 	once  sync.Once
-	frame Frame
-	any   bool
+	about []tailnet.NodeID // the nodes it tells something about; sorted
+	body  []byte           // the message; nil: nothing
+	frame Frame            // body
+
+	tailOnce sync.Once
+	sealed   []byte // body as the rest of a message that has begun with other fields
+}
+
+func (s *shared) tail(compress bool) []byte {
+	s.tailOnce.Do(func() { s.sealed = seal(compress, append([]byte{','}, s.body[1:]...)) })
+	return s.sealed
 }
 
 // Delta is what v must be told to get from one snapshot to a later one; ok is false if that is nothing. Both must hold
@@ -92,14 +103,49 @@ type shared struct {
 func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	st := e.step(from, to)
 	before, after := from.Node(v.Node), to.Node(v.Node)
-	if before != after || st.all || !to.Policy.Same(from.Policy, after.Node, v.Capver) {
-		o := e.own(st, v, before, after)
-		if o.empty() {
-			return Frame{}, false
-		}
-		return newFrame(seal(v.Compress, o.close())), true
+	if st.renames {
+		return e.renamed(st, v, before, after), true
 	}
 	k := frameKey{audienceOf(from, before), audienceOf(to, after), v.Compress, from.DERP.For(v.Capver), to.DERP.For(v.Capver)}
+	if before == after && !st.all && to.Policy.Same(from.Policy, after.Node, v.Capver) {
+		s := st.shared(k, v)
+		return s.frame, s.body != nil
+	}
+	o := e.own(st, v, before, after)
+	if s := st.shared(k, v); before.Owner() == after.Owner() && !s.tells(v.Node) {
+		switch {
+		case s.body == nil:
+		case o.empty():
+			return s.frame, true
+		default:
+			return newFrame(seal(v.Compress, o.b), s.tail(v.Compress)), true
+		}
+	} else {
+		st.common(o, v, k.before, k.after, v.Node)
+	}
+	if o.empty() {
+		return Frame{}, false
+	}
+	return newFrame(seal(v.Compress, o.close())), true
+}
+
+// renamed is the delta when all nodes have other names, and so all peers are to be told whole. They come in the blocks that full maps
+// are made of.
+func (e *Encoder) renamed(st *step, v Viewer, before, after *state.Node) Frame {
+	o := e.own(st, v, before, after)
+	st.common(o, v, audienceOf(st.from, before), audienceOf(st.to, after), v.Node)
+	o.key("PeersChanged")
+	parts, any := e.view(st.to, viewKeyOf(st.to, after, v)).appendPeers([][]byte{nil}, after)
+	if !any {
+		o.b = append(o.b, "[]}"...)
+		return newFrame(seal(v.Compress, o.b))
+	}
+	parts[0] = seal(v.Compress, append(o.b, '['))
+	return newFrame(append(parts, closing[v.Compress])...)
+}
+
+// shared is what the viewers with this key are told, made by the first who asks.
+func (st *step) shared(k frameKey, v Viewer) *shared {
 	st.mu.Lock()
 	s := st.frames[k]
 	if s == nil {
@@ -109,20 +155,30 @@ func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	st.mu.Unlock()
 	s.once.Do(func() {
 		var o object
-		st.common(&o, v, k.before, k.after, 0)
+		s.about = st.common(&o, v, k.before, k.after, 0)
 		if !o.empty() {
-			s.frame, s.any = newFrame(seal(v.Compress, o.close())), true
+			s.body = o.close()
+			s.frame = newFrame(seal(k.compress, s.body))
 		}
 	})
-	return s.frame, s.any
+	return s
 }
 
-// own is the delta for a viewer that changed itself, or that looks different.
+// tells reports whether something is said about a node.
+func (s *shared) tells(id tailnet.NodeID) bool {
+	_, ok := slices.BinarySearch(s.about, id)
+	return ok
+}
+
+// own is what a viewer is told about itself, if it changed or looks different.
 func (e *Encoder) own(st *step, v Viewer, before, after *state.Node) *object {
 	o := &object{}
 	if self := marshal(e.selfNode(st.to, after)); !slices.Equal(self, marshal(e.selfNode(st.from, before))) {
 		o.key("Node")
 		o.b = append(o.b, self...)
+	}
+	if st.from.Policy == st.to.Policy && sameTraffic(before, after) {
+		return o
 	}
 	setFiltersAfter(o, st, before, after, v)
 	ssh := marshal(st.to.Policy.SSHFor(after.Node))
@@ -130,12 +186,19 @@ func (e *Encoder) own(st *step, v Viewer, before, after *state.Node) *object {
 		o.key("SSHPolicy")
 		o.b = append(o.b, ssh...)
 	}
-	st.common(o, v, audienceOf(st.from, before), audienceOf(st.to, after), v.Node)
 	return o
 }
 
-// common adds what all viewers of an audience are told, except about the node self (0: nobody).
-func (st *step) common(o *object, v Viewer, before, after audience, self tailnet.NodeID) {
+// sameTraffic reports whether one policy makes the same filters for a node before and after. That a policy is the same value
+// says that it finds nothing different about any node, but filters look at routes that are not approved, too.
+func sameTraffic(before, after *state.Node) bool {
+	return before.IPv4 == after.IPv4 && before.IPv6 == after.IPv6 && slices.Equal(before.ApprovedRoutes, after.ApprovedRoutes) &&
+		slices.Equal(before.AdvertisedRoutes(), after.AdvertisedRoutes())
+}
+
+// common adds what all viewers of an audience are told, except about the node self (0: nobody), and without the peers that are
+// told whole if all are (renames). about are the nodes that something is said about, sorted.
+func (st *step) common(o *object, v Viewer, before, after audience, self tailnet.NodeID) (about []tailnet.NodeID) {
 	changed := st.changed
 	if before != after && !st.all {
 		changed = pairs(st.from.Nodes(), st.to.Nodes(), false)
@@ -154,9 +217,14 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 			continue
 		}
 		did, does := before.sees(st.from.Policy, c.old), after.sees(st.to.Policy, c.new)
+		said := len(removed) + len(peers) + len(patches)
 		switch {
 		case did && !does:
 			removed = append(removed, c.id().Tailcfg())
+		case st.renames:
+			if does && (!did || c.old.Owner() != c.new.Owner()) {
+				owners[c.new.Owner()] = true
+			}
 		case !did && does:
 			peers = append(peers, c.wholeIn(st.to, after))
 			owners[c.new.Owner()] = true
@@ -167,6 +235,9 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 				peers = append(peers, c.wholeIn(st.to, after))
 				owners[c.new.Owner()] = true
 			}
+		}
+		if len(removed)+len(peers)+len(patches) > said {
+			about = append(about, c.id())
 		}
 	}
 	// A reload makes new values that may say the same, and either field makes clients rebuild their netmaps.
@@ -188,6 +259,7 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	}
 	o.list("PeersChangedPatch", patches)
 	o.list("UserProfiles", profilesOf(st.to, owners))
+	return about
 }
 
 // pairs walks two lists sorted by id; with onlyChanged it leaves out nodes that are the same value in both.
@@ -227,12 +299,13 @@ func (e *Encoder) step(from, to *state.Snapshot) *step {
 	}
 	e.mu.Unlock()
 	st.once.Do(func() {
+		st.renames = from.DNS.Base != to.DNS.Base
 		st.all = !from.Policy.SameRules(to.Policy) || from.DNS.Base != to.DNS.Base || from.DERP.Home != to.DERP.Home
 		st.changed = pairs(from.Nodes(), to.Nodes(), !st.all)
 		if !st.all && to.Policy.Policy() != nil {
 			st.changed = withRouters(st.changed, to)
 		}
-		st.renamed = renamed(from, to)
+		st.renamed = renamedUsers(from, to)
 	})
 	return st
 }
@@ -264,8 +337,8 @@ func withRouters(changed []*change, to *state.Snapshot) []*change {
 	return changed
 }
 
-// renamed are the users that are in both snapshots and look different; new ones come with their nodes.
-func renamed(from, to *state.Snapshot) (out []tailnet.UserID) {
+// renamedUsers are the users that are in both snapshots and look different; new ones come with their nodes.
+func renamedUsers(from, to *state.Snapshot) (out []tailnet.UserID) {
 	was, is := from.Users(), to.Users()
 	if len(was) == len(is) && (len(is) == 0 || &was[0] == &is[0]) {
 		return nil

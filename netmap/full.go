@@ -34,8 +34,8 @@ func New(o Options, now func() time.Time) *Encoder {
 }
 
 const (
-	blockPeers = 64   // ids in one block: at this size the compression ratio is that of one large frame
-	maxBlocks  = 8192 // kept at the most; beyond that all are dropped and made again as needed
+	blockPeers = 64    // peers in one block, about: at this size the compression ratio is that of one large frame
+	maxBlocks  = 16384 // kept at the most; beyond that all are dropped and made again as needed
 )
 
 // audience is what viewers must have in common to see the same peers alike.
@@ -61,7 +61,8 @@ func (a audience) sees(p *policy.Compiled, n *state.Node) bool {
 
 type blockKey struct {
 	audience
-	index    int // id / blockPeers
+	index    int // id / width
+	width    int // ids in a block
 	compress bool
 }
 
@@ -104,8 +105,7 @@ func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	if self == nil {
 		return Frame{}, false
 	}
-	vw := e.view(sn, viewKey{audienceOf(sn, self), v.Compress, sn.DERP.For(v.Capver)})
-
+	vw := e.view(sn, viewKeyOf(sn, self, v))
 	var o object
 	o.set("ControlTime", e.now().UTC())
 	if !e.opts.LogCollection {
@@ -119,24 +119,31 @@ func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	o.key("UserProfiles") // its own first: the others' follow in the shared part, where it may stand again
 	o.b = append(o.b, '[')
 	o.b = appendJoined(o.b, profilesOf(sn, map[tailnet.UserID]bool{self.Owner(): true}))
-	parts := make([][]byte, 0, 2*len(vw.blocks)+3)
-	parts = append(parts, seal(v.Compress, o.b), vw.shared)
+	parts, _ := vw.appendPeers([][]byte{seal(v.Compress, o.b), vw.shared}, self)
+	return newFrame(append(parts, closing[v.Compress])...), true
+}
 
-	n := 0
+func viewKeyOf(sn *state.Snapshot, self *state.Node, v Viewer) viewKey {
+	return viewKey{audienceOf(sn, self), v.Compress, sn.DERP.For(v.Capver)}
+}
+
+// appendPeers appends the peers without self, which a list of peers must never contain, separated by commas; any reports
+// whether there are some.
+func (vw *view) appendPeers(parts [][]byte, self *state.Node) (_ [][]byte, any bool) {
 	for _, b := range vw.blocks {
 		sealed := b.sealed
-		if i := b.find(self); i >= 0 { // peers must never contain the viewer itself
+		if i := b.find(self); i >= 0 {
 			if len(b.nodes) == 1 {
 				continue
 			}
-			sealed = seal(v.Compress, appendJoined(nil, slices.Delete(slices.Clone(b.json), i, i+1)))
+			sealed = seal(vw.compress, appendJoined(nil, slices.Delete(slices.Clone(b.json), i, i+1)))
 		}
-		if n++; n > 1 {
-			parts = append(parts, comma[v.Compress])
+		if any {
+			parts = append(parts, comma[vw.compress])
 		}
-		parts = append(parts, sealed)
+		parts, any = append(parts, sealed), true
 	}
-	return newFrame(append(parts, closing[v.Compress])...), true
+	return parts, any
 }
 
 // closing ends the list of peers and the message.
@@ -159,11 +166,19 @@ func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
 	e.mu.Unlock()
 	vw.once.Do(func() {
 		owners := map[tailnet.UserID]bool{}
-		for _, run := range runs(sn, k.audience) {
-			vw.blocks = append(vw.blocks, e.block(sn, k.audience, k.compress, run))
-			for _, n := range run {
-				owners[n.Owner()] = true
+		peers := visible(sn, k.audience)
+		width := blockWidth(len(sn.Nodes()), len(peers))
+		for len(peers) > 0 {
+			index := int(peers[0].ID) / width
+			n := slices.IndexFunc(peers, func(n *state.Node) bool { return int(n.ID)/width != index })
+			if n < 0 {
+				n = len(peers)
 			}
+			vw.blocks = append(vw.blocks, e.block(sn, blockKey{k.audience, index, width, k.compress}, peers[:n]))
+			for _, p := range peers[:n] {
+				owners[p.Owner()] = true
+			}
+			peers = peers[n:]
 		}
 		var o object
 		o.set("Domain", sn.DNS.Base)
@@ -182,37 +197,36 @@ func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
 	return vw
 }
 
-// runs are the nodes that the audience sees, cut where a new block begins.
-func runs(sn *state.Snapshot, a audience) (out [][]*state.Node) {
-	var run []*state.Node
+// visible are the nodes that the audience sees.
+func visible(sn *state.Snapshot, a audience) (out []*state.Node) {
 	for _, n := range sn.Nodes() {
-		if !a.sees(sn.Policy, n) {
-			continue
+		if a.sees(sn.Policy, n) {
+			out = append(out, n)
 		}
-		if len(run) > 0 && blockIndex(run[0]) != blockIndex(n) {
-			out, run = append(out, run), nil
-		}
-		run = append(run, n)
-	}
-	if len(run) > 0 {
-		out = append(out, run)
 	}
 	return out
 }
 
-func blockIndex(n *state.Node) int { return int(n.ID / blockPeers) }
+// blockWidth is how many ids a block covers so that it holds about blockPeers for viewers who see so many of the nodes. It is
+// a power of two, so that it stays when nodes come and go.
+func blockWidth(nodes, peers int) int {
+	width := blockPeers
+	for peers > 0 && width*peers < blockPeers*nodes/2 {
+		width *= 2
+	}
+	return width
+}
 
 // find is where n stands in the block, or -1.
 func (b *block) find(n *state.Node) int {
-	if blockIndex(b.nodes[0]) != blockIndex(n) {
+	if n.ID < b.nodes[0].ID || n.ID > b.nodes[len(b.nodes)-1].ID {
 		return -1
 	}
 	return slices.Index(b.nodes, n)
 }
 
 // block is the block that holds exactly run, made by the first who asks.
-func (e *Encoder) block(sn *state.Snapshot, a audience, compress bool, run []*state.Node) *block {
-	k := blockKey{a, blockIndex(run[0]), compress}
+func (e *Encoder) block(sn *state.Snapshot, k blockKey, run []*state.Node) *block {
 	e.mu.Lock()
 	b := e.blocks[k]
 	var only *state.Snapshot
@@ -229,9 +243,9 @@ func (e *Encoder) block(sn *state.Snapshot, a audience, compress bool, run []*st
 	e.mu.Unlock()
 	b.once.Do(func() {
 		for _, n := range run {
-			b.json = append(b.json, e.peerJSON(sn, n, a))
+			b.json = append(b.json, e.peerJSON(sn, n, k.audience))
 		}
-		b.sealed = seal(compress, appendJoined(nil, b.json))
+		b.sealed = seal(k.compress, appendJoined(nil, b.json))
 	})
 	return b
 }

@@ -98,7 +98,7 @@ func (e *Encoder) selfNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
 		out.CapMap[c] = v
 	}
 	setAdmin(out.CapMap, sn, n)
-	if len(sn.Policy.SSHFor(n.Node).Rules) > 0 { // it lets `tailscale up --ssh` through
+	if sn.Policy.HasSSH(n.Node) { // it lets `tailscale up --ssh` through
 		out.CapMap[capSSH] = nil
 	}
 	return out

@@ -587,4 +587,6 @@ type memo struct {
 	first   []int // item → the first item with the same sources and protocols
 	routers sync.Once
 	byRoute map[netip.Prefix][]*entry // routers of each subnet route, in the order of creation
+	ssh     sync.Once
+	sources []sshSources // of each SSH rule
 }

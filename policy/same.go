@@ -35,15 +35,19 @@ func (c *Compiled) Same(o *Compiled, n *tailnet.Node, v tailcfg.CapabilityVersio
 			return false
 		}
 	}
+	personal := len(r.selfs) > 0
 	for _, it := range r.ssh {
 		// SSH rules tell the sources apart by user: the same nodes are not enough.
-		mine := it.dst >= 0 && k.in.has(it.dst) || e.user != 0 && (it.self || len(it.rule.domains) > 0)
-		if mine && (c.lists[it.src] != o.lists[it.src] || len(it.rule.domains) > 0 && !c.sameUsers(o)) ||
-			it.rec >= 0 && !c.sameSources(o, it.rec) {
+		named := it.dst >= 0 && k.in.has(it.dst)
+		own := e.user != 0 && (it.self || len(it.rule.domains) > 0)
+		personal = personal || own
+		switch {
+		case !named && !own:
+		case named && c.lists[it.src] != o.lists[it.src], len(it.rule.domains) > 0 && !c.sameUsers(o), it.rec >= 0 && !c.sameSources(o, it.rec):
 			return false
 		}
 	}
-	return e.user == 0 || len(r.selfs) == 0 || slices.Equal(c.ownedBy(e.user), o.ownedBy(e.user))
+	return e.user == 0 || !personal || slices.Equal(c.ownedBy(e.user), o.ownedBy(e.user))
 }
 
 // sameSources reports whether the addresses of a set, as filters write them, are known to be the same.

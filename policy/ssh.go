@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -31,24 +32,42 @@ func (c *Compiled) SSHFor(n *tailnet.Node) *tailcfg.SSHPolicy {
 		return out
 	}
 	k := c.class(e.class)
-	for _, it := range c.rules.ssh {
+	for i, it := range c.rules.ssh {
 		action := c.sshAction(it)
 		named := it.dst >= 0 && k.in.has(it.dst)
 		if named {
-			out.Rules = append(out.Rules, c.sshRules(it, action, c.sshSources(it))...)
+			out.Rules = append(out.Rules, c.sshRules(it, action, c.sshSources(i))...)
 		}
-		// A rule for localpart:*@DOMAIN reaches the sources' own devices too, as it does at the hosted service.
-		if e.user != 0 && (it.self || !named && len(it.rule.domains) > 0) {
-			var own []sshSource
-			for _, s := range c.sshSources(it) {
-				if s.user == e.user {
-					own = append(own, s)
-				}
-			}
-			out.Rules = append(out.Rules, c.sshRules(it, action, own)...)
+		if c.sshOwn(e, it, named) {
+			out.Rules = append(out.Rules, c.sshRules(it, action, c.ownSources(e, it))...)
 		}
 	}
 	return out
+}
+
+// HasSSH reports whether SSHFor has any rules. It makes none of them.
+func (c *Compiled) HasSSH(n *tailnet.Node) bool {
+	if c.allowAll {
+		return false
+	}
+	e := c.entry(n.ID)
+	if e == nil {
+		return false
+	}
+	k := c.class(e.class)
+	for i, it := range c.rules.ssh {
+		named := it.dst >= 0 && k.in.has(it.dst)
+		if named && len(c.sshSources(i)) > 0 || c.sshOwn(e, it, named) && len(c.ownSources(e, it)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// sshOwn reports whether a rule reaches the devices of e's own user; named says that it reaches e in particular. A rule for
+// localpart:*@DOMAIN reaches the sources' own devices too, as it does at the hosted service.
+func (c *Compiled) sshOwn(e *entry, it *sshItem, named bool) bool {
+	return e.user != 0 && (it.self || !named && len(it.rule.domains) > 0)
 }
 
 // sshSource is the devices of one user, or (user 0) all tagged ones.
@@ -57,9 +76,29 @@ type sshSource struct {
 	addrs []string
 }
 
-// sshSources are the sources of a rule by user, in the order of the users; tagged devices come first. A device is listed once for
-// each of its tags that the rule names, as the hosted service does.
-func (c *Compiled) sshSources(it *sshItem) (out []sshSource) {
+type sshSources struct {
+	once sync.Once
+	list []sshSource
+}
+
+// ownSources are the sources of a rule that belong to e's user, in the form of sshSources.
+func (c *Compiled) ownSources(e *entry, it *sshItem) []sshSource {
+	if addrs := c.selfSources(e, it.src); len(addrs) > 0 {
+		return []sshSource{{e.user, addrs}}
+	}
+	return nil
+}
+
+// sshSources are the sources of SSH rule i by user, in the order of the users; tagged devices come first. A device is listed once
+// for each of its tags that the rule names, as the hosted service does. They are shared and must not be written to.
+func (c *Compiled) sshSources(i int) []sshSource {
+	c.memo.ssh.Do(func() { c.memo.sources = make([]sshSources, len(c.rules.ssh)) })
+	m := &c.memo.sources[i]
+	m.once.Do(func() { m.list = c.findSSHSources(c.rules.ssh[i]) })
+	return m.list
+}
+
+func (c *Compiled) findSSHSources(it *sshItem) (out []sshSource) {
 	tagged := sshSource{}
 	byUser := map[tailnet.UserID]int{}
 	for _, e := range c.nodesIn(it.src) {
@@ -77,6 +116,7 @@ func (c *Compiled) sshSources(it *sshItem) (out []sshSource) {
 		}
 		out[i].addrs = append(out[i].addrs, e.strs...)
 	}
+	out = slices.DeleteFunc(out, func(s sshSource) bool { return len(s.addrs) == 0 })
 	slices.SortFunc(out, func(a, b sshSource) int { return int(a.user - b.user) })
 	if len(tagged.addrs) > 0 {
 		out = slices.Insert(out, 0, tagged)

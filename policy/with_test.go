@@ -77,6 +77,9 @@ func TestWith(t *testing.T) {
 			if diff := gocmp.Diff(canonical(cold.filter(n)), canonical(c.filter(n))); diff != "" {
 				t.Fatalf("filter of %s: %s", n.Name, diff)
 			}
+			if has := c.HasSSH(n); has != (len(c.SSHFor(n).Rules) > 0) {
+				t.Fatalf("HasSSH is %v for node %d, which has %d rules", has, n.ID, len(c.SSHFor(n).Rules))
+			}
 			if diff := gocmp.Diff(cold.SSHFor(n), c.SSHFor(n), cmpopts.EquateEmpty()); diff != "" {
 				t.Fatalf("SSH of %s: %s", n.Name, diff)
 			}
