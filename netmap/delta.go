@@ -203,6 +203,7 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	if before != after && !st.all {
 		changed = pairs(st.from.Nodes(), st.to.Nodes(), false)
 	}
+	past, present := eyes{audience: before, p: st.from.Policy}, eyes{audience: after, p: st.to.Policy}
 	var peers, patches [][]byte
 	var removed []tailcfg.NodeID
 	owners := map[tailnet.UserID]bool{}
@@ -216,7 +217,7 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 			}
 			continue
 		}
-		did, does := before.sees(st.from.Policy, c.old), after.sees(st.to.Policy, c.new)
+		did, does := past.sees(c.old), present.sees(c.new)
 		said := len(removed) + len(peers) + len(patches)
 		switch {
 		case did && !does:

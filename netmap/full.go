@@ -53,10 +53,45 @@ func audienceOf(sn *state.Snapshot, v *state.Node) audience {
 	return a
 }
 
-// sees reports whether viewers of this audience are told about n (in the snapshot that p belongs to).
-func (a audience) sees(p *policy.Compiled, n *state.Node) bool {
-	return n != nil && !a.blind && n.Published() &&
-		(p.Sees(a.class, n.Class) || a.user != 0 && n.User == a.user && p.SeesOwn(a.class, n.Class))
+// eyes are those of an audience in one snapshot. They remember what they have found out about classes, because they look at all
+// nodes. They are not safe for concurrent use.
+type eyes struct {
+	audience
+	p       *policy.Compiled
+	classes []sight // by class
+}
+
+// sight is what an audience sees of a class.
+type sight int8
+
+const (
+	unknown sight = iota
+	nobody
+	ownOnes // those of the audience's user
+	everyone
+)
+
+// sees reports whether viewers of this audience are told about n.
+func (y *eyes) sees(n *state.Node) bool {
+	if n == nil || y.blind || n.Class < 0 {
+		return false
+	}
+	for int(n.Class) >= len(y.classes) {
+		y.classes = append(y.classes, unknown)
+	}
+	s := y.classes[n.Class]
+	if s == unknown {
+		switch {
+		case y.p.Sees(y.class, n.Class):
+			s = everyone
+		case y.user != 0 && y.p.SeesOwn(y.class, n.Class):
+			s = ownOnes
+		default:
+			s = nobody
+		}
+		y.classes[n.Class] = s
+	}
+	return (s == everyone || s == ownOnes && n.User == y.user) && n.Published()
 }
 
 type blockKey struct {
@@ -199,8 +234,9 @@ func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
 
 // visible are the nodes that the audience sees.
 func visible(sn *state.Snapshot, a audience) (out []*state.Node) {
+	y := eyes{audience: a, p: sn.Policy}
 	for _, n := range sn.Nodes() {
-		if a.sees(sn.Policy, n) {
+		if y.sees(n) {
 			out = append(out, n)
 		}
 	}
