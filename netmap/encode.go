@@ -1,10 +1,13 @@
 package netmap
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"io"
+	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"tailscale.com/util/zstdframe"
@@ -49,8 +52,14 @@ func seal(compress bool, b []byte) []byte {
 	if !compress {
 		return b
 	}
-	return zstdframe.AppendEncode(nil, b, zstdframe.EncoderLevel(zstd.SpeedFastest))
+	room := sealPool.Get().(*[]byte) // the encoder wants as much as it could need, and the result may be kept for long
+	*room = zstdframe.AppendEncode((*room)[:0], b, zstdframe.EncoderLevel(zstd.SpeedFastest))
+	out := bytes.Clone(*room)
+	sealPool.Put(room)
+	return out
 }
+
+var sealPool = sync.Pool{New: func() any { return new([]byte) }}
 
 // marshal is json.Marshal for our own and tailcfg's types, which cannot fail.
 func marshal(v any) []byte {
@@ -105,6 +114,11 @@ func (o *object) close() []byte {
 }
 
 func appendJoined(b []byte, elems [][]byte) []byte {
+	n := len(elems)
+	for _, e := range elems {
+		n += len(e)
+	}
+	b = slices.Grow(b, n)
 	for i, e := range elems {
 		if i > 0 {
 			b = append(b, ',')
