@@ -91,6 +91,8 @@ type Server struct {
 	round   atomic.Pointer[round] // the one that is now
 	atWork  atomic.Int64          // see work
 
+	counters Counters
+
 	mu       sync.Mutex
 	sessions map[tailnet.NodeID]*mapSession      // guarded by mu: the stream of each node, one at a time
 	offline  map[tailnet.NodeID]*time.Timer      // guarded by mu: nodes whose stream has ended just now
@@ -121,6 +123,7 @@ func New(o Options) *Server {
 	s.handler = s.inner()
 	s.h2 = h2.Options{
 		MaxStreams: maxStreams, IdleTimeout: idleConnection, WriteTimeout: o.WriteTimeout, Grace: closeAfter,
+		Counters: &s.counters.H2,
 		ReadIdle: o.SilentAfter / 4 * 3, PingTimeout: o.SilentAfter / 4, // an HTTP/2 ping, answered by any client
 		Log: o.Log,
 	}
@@ -294,6 +297,7 @@ func (s *Server) nodeOf(w http.ResponseWriter, r *http.Request, k key.NodePublic
 		return nil
 	}
 	if n.MachineKey != peerOf(r).machine {
+		s.counters.ForeignNodes.Add(1)
 		s.log.Warn("a machine spoke for a node of another one", "node", n.ID, "remote", peerOf(r).remote)
 		http.Error(w, "this node key belongs to another machine", http.StatusForbidden)
 		return nil

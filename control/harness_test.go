@@ -167,6 +167,7 @@ func (ts *testServer) start(tune func(*Options)) {
 	ts.auth = auth.New(auth.Options{State: ts.state, Store: ts.db, ServerURL: ts.url, Log: log})
 	o := Options{
 		State: ts.state, Auth: ts.auth, Encoder: netmap.New(netmap.Options{}, nil), NoiseKey: ts.key, ServerURL: ts.url, Log: log,
+		Limits: Limits{MapsPerMinute: 1e9, ReportsPerMinute: 1e9},
 	}
 	if tune != nil {
 		tune(&o)

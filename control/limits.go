@@ -8,21 +8,26 @@ import (
 	"github.com/skein-vpn/skein/remote"
 )
 
-// Limits bound what one address may take. IPv6 addresses count by their /64. 0 is the default.
+// Limits bound what one address or one node may take. IPv6 addresses count by their /64. 0 is the default.
 type Limits struct {
-	Connections            int // open Noise connections
-	RegistrationsPerMinute int // register requests; a burst of twice as many is allowed
+	Connections            int // of an address: open Noise connections
+	RegistrationsPerMinute int // of an address: register requests; a burst of twice as many is allowed
+	MapsPerMinute          int // of a node: full maps; see pace.go
+	ReportsPerMinute       int // of a node: reports in which something is new
 }
 
 const (
+	DefaultMapsPerMinute          = 60
+	DefaultReportsPerMinute       = 120
 	DefaultConnections            = 20000 // a carrier's NAT, or a simulator, shows many clients as one address
 	DefaultRegistrationsPerMinute = 3000
 )
 
-// limiter counts by address.
+// limiter counts by address and by node.
 type limiter struct {
 	o             Limits
 	registrations *remote.Limiter
+	maps, reports *budget
 
 	mu    sync.Mutex
 	conns map[netip.Prefix]int // guarded by mu
@@ -35,8 +40,17 @@ func newLimiter(o Limits) *limiter {
 	if o.RegistrationsPerMinute == 0 {
 		o.RegistrationsPerMinute = DefaultRegistrationsPerMinute
 	}
+	if o.MapsPerMinute == 0 {
+		o.MapsPerMinute = DefaultMapsPerMinute
+	}
+	if o.ReportsPerMinute == 0 {
+		o.ReportsPerMinute = DefaultReportsPerMinute
+	}
 	per := o.RegistrationsPerMinute
-	return &limiter{o: o, registrations: remote.NewLimiter(float64(per), 2*per), conns: map[netip.Prefix]int{}}
+	return &limiter{
+		o: o, registrations: remote.NewLimiter(float64(per), 2*per), maps: newBudget(o.MapsPerMinute), reports: newBudget(o.ReportsPerMinute),
+		conns: map[netip.Prefix]int{},
+	}
 }
 
 // connect counts a connection and reports whether it may stay; if so, disconnect must follow.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -44,6 +45,11 @@ func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
 	case req.Stream:
 		s.serveStream(w, r, n, v)
 	case req.ReadOnly:
+		if err := s.hold(r.Context(), s.limits.maps, n.ID, nil); err != nil {
+			s.fail(w, r, "sending a map", err)
+			return
+		}
+		s.counters.FullMaps.Add(1)
 		if f, ok := s.o.Encoder.Full(s.o.State.Snapshot(), v); ok {
 			_, _ = f.WriteTo(w)
 		}
@@ -57,6 +63,11 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 	if n := s.o.State.Snapshot().Node(id); n == nil || applyLite(n.Node, req) == nil {
 		return
 	}
+	if err := s.hold(r.Context(), s.limits.reports, id, nil); err != nil {
+		s.fail(w, r, "storing a node's report", err)
+		return
+	}
+	s.counters.Reports.Add(1)
 	defer s.work()()
 	var refused error
 	err := s.o.State.Update(r.Context(), "node reported itself", func(tx *state.Tx) error {
@@ -177,12 +188,15 @@ func (ms *mapSession) run(ctx context.Context) error {
 				ok = false // it is about to: until its new stream begins it keeps this one, with what it has been told
 				break
 			}
-			f, ok = ms.s.o.Encoder.Delta(sn, next, ms.viewer)
+			if f, ok = ms.s.o.Encoder.Delta(sn, next, ms.viewer); ok {
+				ms.s.counters.Deltas.Add(1)
+			}
 			known = next
 		case p := <-ms.pings:
 			f = ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p})
 		case <-keepAlive.C:
 			f = netmap.KeepAlive(ms.viewer)
+			ms.s.counters.KeepAlives.Add(1)
 		case <-ms.replaced:
 			r.leave()
 			return nil
@@ -204,11 +218,20 @@ func (ms *mapSession) run(ctx context.Context) error {
 
 // begin sends the first map and takes the node online. The snapshot is what was sent; nil if there is nobody to send it to.
 func (ms *mapSession) begin(ctx context.Context) (*state.Snapshot, error) {
+	switch err := ms.s.hold(ctx, ms.s.limits.maps, ms.viewer.Node, ms.replaced); {
+	case errors.Is(err, errTooMany):
+		ms.w.Header().Set("Retry-After", "60")
+		http.Error(ms.w, errTooMany.Message, http.StatusTooManyRequests)
+		return nil, err
+	case err != nil:
+		return nil, err
+	}
 	defer ms.s.work()()
 	sn, f, ok := ms.fullMap(ctx)
 	if !ok {
 		return nil, nil
 	}
+	ms.s.counters.FullMaps.Add(1)
 	if err := ms.send(f); err != nil {
 		return nil, err
 	}
@@ -253,6 +276,7 @@ func (s *Server) addSession(ms *mapSession) {
 	id := ms.viewer.Node
 	if old := s.sessions[id]; old != nil {
 		close(old.replaced)
+		s.counters.ReplacedStreams.Add(1)
 	}
 	s.sessions[id] = ms
 	s.stopOfflineLocked(id)

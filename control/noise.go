@@ -29,6 +29,7 @@ const (
 func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 	remote := remote.Addr(r, s.o.Proxies)
 	if !s.limits.connect(remote) {
+		s.counters.RefusedConns.Add(1)
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "too many connections from this address", http.StatusTooManyRequests)
 		return
@@ -59,11 +60,15 @@ func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
 			}
 		}()
 		if err == nil {
+			s.counters.Handshakes.Add(1)
+			s.counters.Connections.Add(1)
+			defer s.counters.Connections.Add(-1)
 			s.serveConn(conn, remote)
 		}
 	}
 	switch {
 	case err != nil:
+		s.counters.BadHandshakes.Add(1)
 		s.log.Debug("a Noise handshake failed", "remote", remote, "err", err)
 		serve()
 	case r.Method == http.MethodGet:

@@ -28,6 +28,7 @@ func (s *Server) serveRegister(w http.ResponseWriter, r *http.Request) {
 	}
 	p := peerOf(r)
 	if wait := s.limits.register(p.remote); wait > 0 {
+		s.counters.RefusedRegs.Add(1)
 		if req.Version >= capverRetryAfter {
 			w.Header().Set("Retry-After", strconv.Itoa(int(wait.Seconds())+1))
 			http.Error(w, "too many registrations", http.StatusTooManyRequests)
@@ -55,6 +56,7 @@ func (s *Server) serveRegister(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		s.failRegister(w, r, err)
 	case out.Node != nil:
+		s.counters.Registrations.Add(1)
 		s.log.Info("node registered", "node", out.Node.ID, "name", out.Node.Name, "remote", p.remote)
 		writeJSON(w, s.registered(out.Node))
 	case out.NewKey:
@@ -87,6 +89,7 @@ func (s *Server) failRegister(w http.ResponseWriter, r *http.Request, err error)
 		s.fail(w, r, "registration", err)
 		return
 	}
+	s.counters.RejectedRegs.Add(1)
 	s.log.Info("registration refused", "remote", peerOf(r).remote, "err", e.Message)
 	writeJSON(w, tailcfg.RegisterResponse{Error: e.Message})
 }

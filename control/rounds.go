@@ -87,10 +87,12 @@ func (s *Server) runRounds(ctx context.Context, sn *state.Snapshot) {
 		s.round.Store(newRound(sn.Seq))
 		woken := last.busy.Load()
 		close(last.next)
+		s.counters.Rounds.Add(1)
 		if woken < roundSessions {
 			continue
 		}
 		last.end(ctx, woken)
+		s.counters.RoundNanos.Add(int64(time.Since(begin)))
 		took := min(time.Since(begin), maxPause)
 		for end := time.Now().Add(took); s.atWork.Load() > 0 && time.Now().Before(end) && ctx.Err() == nil; {
 			time.Sleep(took / pauseLooks)

@@ -101,6 +101,10 @@ func TestSlowReader(t *testing.T) {
 			if !frozen {
 				<-reset
 			}
+			n := &ts.control.Counters().H2
+			if stuck, starved := n.Stuck.Load(), n.StarvedStreams.Load(); frozen && stuck != 1 || !frozen && starved != 1 {
+				t.Errorf("%d connections are counted as stuck, %d streams as starved", stuck, starved)
+			}
 		})
 	}
 }
@@ -116,6 +120,9 @@ func TestSilentClient(t *testing.T) {
 	s.first()
 	ts.until("both are online", func(sn *state.Snapshot) bool { return sn.Node(dead.id()).Online && sn.Node(quiet.id()).Online })
 	s.patch("the dead one is offline", dead.id(), func(p *tailcfg.PeerChange) bool { return p.Online != nil && !*p.Online })
+	if n := ts.control.Counters().H2.Silent.Load(); n != 1 {
+		t.Errorf("%d connections are counted as silent", n)
+	}
 	began := time.Now()
 	for time.Since(began) < silent+silent/2 { // another ping, and time to be cut for not answering it
 		if !s.alive() {

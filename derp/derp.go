@@ -27,19 +27,23 @@
 package derp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"expvar"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 
 	"tailscale.com/derp/derpserver"
+	"tailscale.com/metrics"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 )
@@ -68,7 +72,8 @@ type Options struct {
 // connection over.
 type Server struct {
 	relay     *derpserver.Server
-	http      http.Handler // the relay's own handler, WebSocket included
+	http      http.Handler                        // the relay's own handler, WebSocket included
+	vars      interface{ Get(string) expvar.Var } // the relay's own counters
 	admit     func(key.NodePublic) bool
 	bootstrap *Bootstrap
 	log       *slog.Logger
@@ -102,6 +107,10 @@ type Stats struct {
 	Nodes    int   // distinct node keys connected at present
 	Refused  int64 // handshakes refused since the start because Admit said no
 	Cut      int64 // connections ended by CloseNode or Recheck since the start
+
+	// What the relay itself has counted since the start. Dropped is that of all relays in this process.
+	PacketsReceived, PacketsSent, PacketsDropped int64
+	BytesReceived, BytesSent                     int64
 }
 
 // New reads or makes the relay's key and returns a relay ready to serve.
@@ -130,6 +139,7 @@ func New(o Options) (*Server, error) {
 		s.log.Debug("relay: " + strings.TrimSpace(fmt.Sprintf(format, args...)))
 	})
 	s.relay.SetVerifyClientURL(admissionURL)
+	s.vars = s.relay.ExpVar(false).(*metrics.Set) //nolint:forcetypeassert // as it is documented
 	s.http = derpserver.AddWebSocketSupport(s.relay, derpserver.Handler(s.relay))
 	return s, nil
 }
@@ -278,8 +288,35 @@ func (s *Server) cutKeys(match func(key.NodePublic) bool) int {
 // Stats returns the counters as they stand.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return Stats{Sessions: len(s.sessions), Nodes: len(s.byKey), Refused: s.refused.Load(), Cut: s.cut.Load()}
+	out := Stats{Sessions: len(s.sessions), Nodes: len(s.byKey), Refused: s.refused.Load(), Cut: s.cut.Load()}
+	s.mu.Unlock()
+	for name, p := range map[string]*int64{
+		"packets_received": &out.PacketsReceived, "packets_sent": &out.PacketsSent,
+		"bytes_received": &out.BytesReceived, "bytes_sent": &out.BytesSent,
+	} {
+		if v := s.vars.Get(name); v != nil {
+			*p, _ = strconv.ParseInt(v.String(), 10, 64)
+		}
+	}
+	out.PacketsDropped = packetsDropped()
+	return out
+}
+
+// packetsDropped is what the relay library counts by reason and kind, added up.
+func packetsDropped() (sum int64) {
+	v, ok := expvar.Get("derp_packets_dropped").(interface{ WritePrometheus(io.Writer, string) })
+	if !ok {
+		return 0
+	}
+	var text bytes.Buffer
+	v.WritePrometheus(&text, "dropped")
+	for line := range strings.Lines(text.String()) {
+		if _, value, ok := strings.Cut(line, "} "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+			sum += n
+		}
+	}
+	return sum
 }
 
 // Close ends all relay sessions and waits until their goroutines are gone. New ones are refused with 503.

@@ -57,6 +57,8 @@ type Options struct {
 	// Grace is how long after the end of the context streams have to end by themselves before the connection is closed.
 	Grace time.Duration
 
+	Counters *Counters // nil: nothing is counted
+
 	// OnPanic is told of a panic in a handler, which has cost the stream; nil logs it. http.ErrAbortHandler is not told. r is
 	// nil if the handler had returned; see Continue.
 	OnPanic func(r *http.Request, v any, stack []byte)
@@ -218,6 +220,7 @@ func Serve(ctx context.Context, nc net.Conn, h http.Handler, o Options) error {
 	if errors.Is(err, errEnded) {
 		return nil
 	}
+	c.o.Counters.ended(err)
 	return err
 }
 
@@ -244,6 +247,9 @@ func newConn(ctx context.Context, nc net.Conn, h http.Handler, o Options) *conn 
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Counters == nil {
+		o.Counters = &Counters{}
 	}
 	c := &conn{
 		nc: nc, h: h, o: o, base: context.WithoutCancel(ctx), epoch: time.Now(),

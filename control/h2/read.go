@@ -308,6 +308,7 @@ func (c *conn) onBlock(f frame, block []byte) error {
 	}
 	c.lastID = f.stream
 	if c.draining || c.live >= c.o.MaxStreams { // section 5.1.2
+		c.o.Counters.RefusedStreams.Add(1)
 		return c.refuseLocked(f.stream, http2.ErrCodeRefusedStream)
 	}
 	r, ok := newRequest(&l, end)

@@ -296,7 +296,10 @@ func (st *stream) waitLocked(rest int) (n int, err error) {
 				continue
 			}
 			if st.stalled == nil {
-				st.stalled = time.AfterFunc(c.o.WriteTimeout, st.late)
+				st.stalled = time.AfterFunc(c.o.WriteTimeout, func() {
+					c.o.Counters.StarvedStreams.Add(1)
+					st.late()
+				})
 			}
 			st.starved = true
 			st.cond.Wait()

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"testing"
+
+	"github.com/skein-vpn/skein/config"
+)
+
+// Every metric of ours is in docs/operation.md, and no other.
+func TestMetricsAreDocumented(t *testing.T) {
+	cfg := config.Default()
+	cfg.DataDir = t.TempDir()
+	cfg.ListenAddr, cfg.MetricsListenAddr, cfg.TLSFallbackListenAddr = "127.0.0.1:0", "127.0.0.1:0", ""
+	cfg.DERP.Server.STUNListenAddr, cfg.ServerURL = "127.0.0.1:0", "http://127.0.0.1:8080" // whoever may listen there: nobody is asked
+	cfg.UnixSocket = filepath.Join(cfg.DataDir, "s")
+	cfg.Database.SQLite.Path = filepath.Join(cfg.DataDir, "db")
+	cfg.Noise.PrivateKeyPath = filepath.Join(cfg.DataDir, "noise")
+	cfg.DERP.Server.PrivateKeyPath = filepath.Join(cfg.DataDir, "derp")
+	s, err := openServer(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	res, err := http.Get("http://" + s.metricsAddr.Addr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("status %d, %v", res.StatusCode, err)
+	}
+	doc, err := os.ReadFile("../../docs/operation.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(pattern string, b []byte) (out []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(b, -1) {
+			out = append(out, string(m[1]))
+		}
+		slices.Sort(out)
+		return out
+	}
+	is, says := names(`(?m)^# TYPE (skein_\w+) `, text), names("(?m)^\\| `(skein_\\w+)` \\|", doc)
+	if len(is) < 30 || !slices.Equal(is, says) {
+		t.Errorf("/metrics has\n%q, the docs\n%q", is, says)
+	}
+}
