@@ -175,10 +175,14 @@ func localAddr() string {
 	return best
 }
 
+// clientPort is how to listen for clients: the kernel asks for signs of life only where we ourselves say nothing, which is less than
+// every 15 s, as Go would have it. Each would wake a phone.
+var clientPort = net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 2 * time.Minute, Interval: 30 * time.Second, Count: 4}}
+
 // openPorts listens everywhere, before anything is served, so that a port in use is told at once.
-func (s *server) openPorts(context.Context) error {
+func (s *server) openPorts(ctx context.Context) error {
 	o := derp.ListenerOptions{TLS: s.cert.TLSConfig(), PerAddress: s.cfg.Limits.ConnectionsPerAddress, Exempt: s.exempt}
-	l, err := net.Listen("tcp", s.cfg.ListenAddr)
+	l, err := clientPort.Listen(ctx, "tcp", s.cfg.ListenAddr)
 	if err != nil {
 		return fmt.Errorf("cannot listen for clients on %s (listen_addr, --listen): %w", s.cfg.ListenAddr, err)
 	}
@@ -189,7 +193,7 @@ func (s *server) openPorts(context.Context) error {
 	if strings.HasSuffix(s.cfg.ListenAddr, ":443") {
 		s.fallbackErr = nil // the main port is it
 	} else if addr := s.cfg.TLSFallbackListenAddr; addr != "" && addr != s.cfg.ListenAddr {
-		l, err := net.Listen("tcp", addr)
+		l, err := clientPort.Listen(ctx, "tcp", addr)
 		s.fallbackErr = err
 		if err == nil {
 			s.listeners = append(s.listeners, derp.NewListener(l, o))
