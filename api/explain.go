@@ -320,9 +320,6 @@ func (s *server) explainPair(q *question, src *state.Node, dst destination) (out
 		x := q.empty(src, dst)
 		x.Notes = s.notes(src, dst)
 		q.ask(x, src, a)
-		if dst.node != nil && len(out) == 0 { // they are about nodes, not about addresses
-			q.askNode(x, src, dst.node)
-		}
 		same := func(o *Explanation) bool {
 			return o.Allowed == x.Allowed && o.Why == x.Why && slices.Equal(o.Rules, x.Rules) && slices.Equal(o.Near, x.Near)
 		}
@@ -332,6 +329,9 @@ func (s *server) explainPair(q *question, src *state.Node, dst destination) (out
 		}
 		x.Dst.Addresses = []string{a.String()}
 		out = append(out, x)
+	}
+	if dst.node != nil && len(out) > 0 { // sessions and capabilities are a matter of nodes, not of addresses
+		q.askNode(out[0], src, dst.node)
 	}
 	return out
 }
@@ -416,6 +416,9 @@ func (q *question) askNode(x *Explanation, src, dst *state.Node) {
 		}
 		rule := PolicyRule{Rule: g.Label, Line: g.Line, Text: g.String(), Source: q.line(g.Line)}
 		x.Capabilities = append(x.Capabilities, ExplainedCapability{rule, g.Name, values})
+	}
+	if !x.Allowed && len(x.Near) == 0 && len(x.Capabilities) > 0 {
+		x.Why = "no rule opens ports between these two"
 	}
 	if q.port != 0 && q.port != sshPort || q.proto != 0 && q.proto != 6 {
 		return

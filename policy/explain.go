@@ -37,6 +37,8 @@ type Explanation struct {
 	Why     string           // if it is not allowed: what is missing, for people
 }
 
+const noRule = "no rule has this source and this destination"
+
 // Explain says whether src may reach port of dst by a protocol (its number; 0: TCP or UDP), and by which rules. dst is an address
 // of a node, or one behind a router or exit node. Protocols without ports ignore port.
 func (c *Compiled) Explain(src *tailnet.Node, dst netip.Addr, proto int, port uint16) Explanation {
@@ -81,7 +83,7 @@ func (c *Compiled) Explain(src *tailnet.Node, dst netip.Addr, proto int, port ui
 	case len(x.Near) > 0:
 		x.Why = "rules allow these two other ports or protocols only"
 	default:
-		x.Why = "no rule has this source and this destination"
+		x.Why = noRule
 	}
 	return x
 }

@@ -48,6 +48,9 @@ func newScope(c *Compiled, kinds []diffKind, places []place, names []string) *sc
 	}
 	for i := range c.rules.items {
 		it := &c.rules.items[i]
+		if it.back { // companions tell a client what it was granted; they grant nothing
+			continue
+		}
 		if it.self {
 			r.legs = append(r.legs, leg{it, -1})
 		}
@@ -163,11 +166,11 @@ func (r *scope) facts(i, j int, own bool) facts {
 		if !r.src[i].has(l) || !r.dst[j].has(l) && !(own && r.own.has(l)) {
 			continue
 		}
-		for name := range leg.it.caps {
-			f.add("capability " + string(name))
-		}
 		switch {
 		case leg.it.caps != nil:
+			for name := range leg.it.rule.app {
+				f.add("capability " + string(name))
+			}
 		case leg.dst < 0:
 			f.open(leg.it.protos, leg.it.ranges)
 		default:
