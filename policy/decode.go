@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -605,9 +604,13 @@ func (p *Policy) noteTest(w word, port bool) {
 func testAttributes(v value) map[string]string {
 	out := map[string]string{}
 	for _, m := range v.members() {
-		var x any
-		if err := json.Unmarshal([]byte(m.raw()), &x); err == nil {
-			out[m.key] = fmt.Sprint(x)
+		switch kind := m.v.Value.Kind(); kind {
+		case '"':
+			out[m.key] = m.str()
+		case 't', 'f', '0': // 0 stands for all numbers
+			out[m.key] = m.raw()
+		default:
+			m.fail("a posture attribute is a string, a number, or true or false; this is %s", m.is())
 		}
 	}
 	return out

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -18,6 +19,7 @@ type condition struct {
 	attr string
 	op   string   // == != < <= > >= IN "NOT IN" "IS SET" "NOT SET"; empty: the attribute is true
 	vals []string // as they are written, without quotes
+	num  bool     // of a comparison: vals[0] is a number without quotes
 }
 
 var (
@@ -67,7 +69,7 @@ func parseCondition(s string) (condition, error) {
 			if !ok {
 				return c, bad
 			}
-			c.vals = []string{v}
+			c.vals, c.num = []string{v}, !strings.ContainsAny(arg, `'"`) && v != "true" && v != "false"
 			return c, nil
 		}
 	}
@@ -112,7 +114,7 @@ func (c condition) holds(attrs map[string]string) bool {
 	if !set {
 		return false
 	}
-	switch n := compareVersions(v, c.vals[0]); c.op {
+	switch n := c.compare(v); c.op {
 	case "<":
 		return n < 0
 	case "<=":
@@ -122,6 +124,19 @@ func (c condition) holds(attrs map[string]string) bool {
 	default:
 		return n >= 0
 	}
+}
+
+// compare orders an attribute and the value: as numbers if the value is one, without quotes, and the attribute too; otherwise as
+// versions.
+func (c condition) compare(v string) int {
+	if c.num {
+		a, err := strconv.ParseFloat(v, 64)
+		b, err2 := strconv.ParseFloat(c.vals[0], 64)
+		if err == nil && err2 == nil {
+			return cmp.Compare(a, b)
+		}
+	}
+	return compareVersions(v, c.vals[0])
 }
 
 // compareVersions compares dotted numbers; what is not a number counts as its text. A missing part is 0.
