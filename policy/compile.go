@@ -184,8 +184,10 @@ func (c *Compiled) UnknownUsers() (out Errors) {
 		}
 		known[key] = true
 		text := fmt.Sprintf("no user is called %q", clip(w.text))
-		if best := closest(w.text, names); best != "" {
-			text += fmt.Sprintf("; did you mean %q?", best)
+		if len(out) < maxErrors { // a guess costs a look at all users
+			if best := closest(w.text, names); best != "" {
+				text += fmt.Sprintf("; did you mean %q?", best)
+			}
 		}
 		l, col := p.d.position(w.off)
 		out = append(out, &Error{Line: l, Column: col, Path: w.path, Text: text, User: w.text})
