@@ -28,7 +28,8 @@
 //	POST   /apikey                            POST   /apikey/expire, /apikey/revoke
 //	DELETE /apikey/{prefix}                   POST   /oauthclient/{client}/revoke
 //	GET    /oauthclient                       DELETE /oauthclient/{client}
-//	POST   /oauthclient
+//	POST   /oauthclient                       GET    /admin
+//	DELETE /admin/{user}                      POST   /admin/link, /admin/{user}/reset
 //
 //	GET    /dns                               POST   /dns/records
 //	PATCH  /dns                               DELETE /dns/records ?name=&value=
@@ -84,6 +85,9 @@ type Options struct {
 	State   *state.State
 	Auth    Registrar
 	Version string // as /version tells it
+
+	// Accounts are the people who sign in on the web pages without a provider; nil: nobody can.
+	Accounts Accounts
 
 	Gate *Gate // who may come in; nil: everybody, as over the unix socket
 
@@ -167,7 +171,7 @@ type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.oauthClientRoutes(), s.loginRoutes(),
-		s.sshCheckRoutes(), s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
+		s.sshCheckRoutes(), s.adminRoutes(), s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.
@@ -190,7 +194,10 @@ const bodyTimeout = time.Minute
 func (s *server) enter(next http.Handler, fail errorWriter) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.Gate == nil {
-			next.ServeHTTP(w, local(r))
+			if auth.PrincipalOf(r.Context()) == nil { // not from within this process (NewLocalClient)
+				r = local(r)
+			}
+			next.ServeHTTP(w, r)
 			return
 		}
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // an HTTP/2 stream may not know it

@@ -4,8 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/url"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/skein-vpn/skein/auth"
@@ -232,12 +230,9 @@ func (s *server) setRole(r *http.Request) (any, error) {
 
 // changeRole makes a user what to says, one of Roles.
 func (s *server) changeRole(r *http.Request, found *tailnet.User, to string) (changed *tailnet.User, err error) {
-	if !slices.Contains(Roles, to) {
-		return nil, tailnet.Errorf(tailnet.Invalid, "%q is not a role: use %s", clip(to), strings.Join(Roles, ", "))
-	}
-	role := tailnet.Role(to)
-	if to == roleMember {
-		role = tailnet.RoleMember
+	role, err := parseRole(to)
+	if err != nil {
+		return nil, err
 	}
 	p := auth.PrincipalOf(r.Context())
 	err = s.update(r, "make namespace "+found.Name+" "+to, func(tx *state.Tx) error {

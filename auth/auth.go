@@ -221,6 +221,7 @@ type Completion struct {
 	User     tailnet.UserID // who will own the node
 	Method   string         // how the person was known, such as tailnet.RegisteredByCLI
 	Approved bool           // an administrator does it: the node needs no further approval
+	Ends     time.Time      // when its key ends, in place of the tailnet's rule, as an identity provider says; zero: by that rule
 }
 
 // Complete registers the node of a pending login. The waiting client comes up by itself, or is told that it waits for approval.
@@ -244,7 +245,7 @@ func (a *Auth) Complete(ctx context.Context, id string, c Completion) (tailnet.N
 		}
 		j := joining{
 			machine: l.MachineKey, key: l.NodeKey, oldKey: l.OldNodeKey, nlKey: l.NLKey, hostinfo: l.Hostinfo, capver: l.Capver,
-			expiry: l.Expiry, ephemeral: l.Ephemeral, user: c.User, method: c.Method, approved: c.Approved,
+			expiry: l.Expiry, ephemeral: l.Ephemeral, user: c.User, method: c.Method, approved: c.Approved, ends: c.Ends,
 		}
 		if err := j.tag(tx); err != nil {
 			return err

@@ -247,6 +247,7 @@ type joining struct {
 	tags      []string
 	person    tailnet.UserID // who signs in, if it is not a key with tags: the same as user unless the node gets tags
 	approved  bool           // needs no further approval
+	ends      time.Time      // of its key, in place of the tailnet's rule; zero: by that rule
 	preAuth   tailnet.PreAuthKeyID
 	signature []byte
 	method    string
@@ -305,6 +306,12 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 	n.RegisterMethod, n.PreAuthKey = j.method, j.preAuth
 	tx.AutoApprove(n)
 	n.Expiry = a.expiry(tx, n, j.expiry)
+	if !j.ends.IsZero() && !n.Tagged() && !n.NeverExpires {
+		n.Expiry = j.ends
+		if j.expiry.After(tx.Now()) && j.expiry.Before(j.ends) {
+			n.Expiry = j.expiry
+		}
+	}
 	if err := tx.PutNode(n); err != nil {
 		return nil, err
 	}

@@ -18,12 +18,25 @@ const (
 	touchEvery  = time.Minute // a session's last use is stored as often as that
 )
 
-// BeginSession begins a session of u and returns the secret for the cookie, which is not kept.
-func (a *Accounts) BeginSession(ctx context.Context, u *tailnet.User, method string, remote netip.Addr, agent string) (secret string, s *tailnet.WebSession, err error) {
+// SessionRequest is what a session begins with.
+type SessionRequest struct {
+	User     *tailnet.User
+	Method   string     // how the user has signed in (tailnet.WebSession.Method)
+	NodesEnd time.Time  // tailnet.WebSession.NodesEnd
+	Remote   netip.Addr // where from
+	Agent    string     // of the browser
+}
+
+// BeginSession begins a session and returns the secret for the cookie, which is not kept. The error is Denied for a user who is suspended.
+func (a *Accounts) BeginSession(ctx context.Context, r SessionRequest) (secret string, s *tailnet.WebSession, err error) {
+	u, remote := r.User, r.Remote
+	if err := u.MayJoin(); err != nil {
+		return "", nil, err
+	}
 	now := a.o.Now()
 	secret = randomText(43)
 	s = &tailnet.WebSession{
-		ID: secretHash(secret), Tailnet: a.o.Tailnet, User: u.ID, Method: method, Agent: tailnet.CleanText(agent),
+		ID: secretHash(secret), Tailnet: a.o.Tailnet, User: u.ID, Method: r.Method, NodesEnd: r.NodesEnd, Agent: tailnet.CleanText(r.Agent),
 		Created: now, Seen: now, Expires: now.Add(SessionTTL),
 	}
 	if remote.IsValid() {
@@ -58,7 +71,7 @@ func (a *Accounts) Session(ctx context.Context, secret string) (*tailnet.WebSess
 		return nil, nil, nil
 	}
 	u := a.o.State.Snapshot().User(s.User)
-	if u == nil {
+	if u == nil || u.MayJoin() != nil { // who waits for approval may look, and add machines that wait as well
 		return nil, nil, nil
 	}
 	if now.Sub(s.Seen) >= touchEvery {

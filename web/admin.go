@@ -31,6 +31,7 @@ type adminPage struct {
 	SSH        []sshSession
 	Own        []nodeRow
 	Others     int // machines of others
+	UserWaits  bool
 }
 
 // nodeRow is a node in a list.
@@ -57,6 +58,8 @@ func (v *visit) nodeRow(sn *state.Snapshot, n *state.Node) nodeRow {
 	switch {
 	case !n.Authorized:
 		r.State = "waits for approval"
+	case !n.Approved:
+		r.State = "its owner waits for approval"
 	case n.Expired(now):
 		r.State = "expired"
 	}
@@ -72,7 +75,7 @@ func (v *visit) serveAdmin() error {
 		return nil
 	}
 	sn := v.h.o.State.Snapshot()
-	p := adminPage{Manage: v.mayManage(), ServerURL: v.h.o.ServerURL}
+	p := adminPage{Manage: v.mayManage(), ServerURL: v.h.o.ServerURL, UserWaits: v.user.Status == tailnet.UserWaiting}
 	for _, n := range sn.Nodes() {
 		switch {
 		case !n.Tagged() && n.User == v.user.ID:

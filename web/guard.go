@@ -190,13 +190,14 @@ func badForm(err error) error {
 func (v *visit) remote() netip.Addr { return v.h.o.Remote(v.r) }
 
 // begin begins a session, in place of the one that there was.
-func (v *visit) begin(u *tailnet.User, method string) error {
+func (v *visit) begin(r auth.SessionRequest) error {
+	r.Remote, r.Agent = v.remote(), v.r.UserAgent()
 	if v.session != nil {
 		if err := v.h.o.Accounts.EndSession(v.r.Context(), v.user, v.session.ID); err != nil {
 			return err
 		}
 	}
-	secret, s, err := v.h.o.Accounts.BeginSession(v.r.Context(), u, method, v.remote(), v.r.UserAgent())
+	secret, s, err := v.h.o.Accounts.BeginSession(v.r.Context(), r)
 	if err != nil {
 		return err
 	}
@@ -204,7 +205,7 @@ func (v *visit) begin(u *tailnet.User, method string) error {
 	if v.cookie(visitCookie) != "" {
 		v.setCookie(visitCookie, "", -1)
 	}
-	v.session, v.user, v.browser = s, u, "session "+s.ID
+	v.session, v.user, v.browser = s, r.User, "session "+s.ID
 	return nil
 }
 

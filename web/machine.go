@@ -48,8 +48,8 @@ func (v *visit) serveMachine() error {
 	case v.r.URL.Query().Get("renamed") != "":
 		notice = "The machine is called " + n.Name + " now."
 	case v.r.URL.Query().Get("added") == "":
-	case !n.Authorized:
-		notice = n.Name + " was added. It has to be approved by an administrator before it can reach anything."
+	case !n.Approved:
+		notice = n.Name + " was added. An administrator has to approve it before it can reach anything."
 	default:
 		notice = n.Name + " was added. It comes up by itself; you can close this page."
 	}

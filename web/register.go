@@ -124,7 +124,11 @@ func (v *visit) register() error {
 	if err != nil || !slices.ContainsFunc(v.owners(), func(o owner) bool { return o.ID == id }) {
 		return v.showRegister(http.StatusBadRequest, l, []fault{{"owner", "Choose who shall own the machine."}})
 	}
-	node, err := v.h.o.Auth.Complete(v.r.Context(), l.ID, auth.Completion{User: id, Method: tailnet.RegisteredByWeb, Approved: v.mayManage()})
+	c := auth.Completion{User: id, Method: tailnet.RegisteredByWeb, Approved: v.mayManage()}
+	if id == v.user.ID {
+		c.Ends = v.session.NodesEnd
+	}
+	node, err := v.h.o.Auth.Complete(v.r.Context(), l.ID, c)
 	if err != nil {
 		if status, f, ok := faultOf("", err); ok && !v.wantsJSON() {
 			return v.showRegister(status, l, []fault{f})

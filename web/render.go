@@ -142,12 +142,13 @@ type kind struct {
 }
 
 var kinds = map[tailnet.Code]kind{
-	tailnet.Invalid:     {http.StatusBadRequest, "That did not work"},
-	tailnet.NotFound:    {http.StatusNotFound, "Nothing is here"},
-	tailnet.Conflict:    {http.StatusConflict, "That is not possible any more"},
-	tailnet.Denied:      {http.StatusForbidden, "That is not allowed"},
-	tailnet.Exhausted:   {http.StatusTooManyRequests, "Too much at once"},
-	tailnet.Unavailable: {http.StatusServiceUnavailable, "Not possible at the moment"},
+	tailnet.Invalid:         {http.StatusBadRequest, "That did not work"},
+	tailnet.NotFound:        {http.StatusNotFound, "Nothing is here"},
+	tailnet.Conflict:        {http.StatusConflict, "That is not possible any more"},
+	tailnet.Unauthenticated: {http.StatusForbidden, "That is not allowed"},
+	tailnet.Denied:          {http.StatusForbidden, "That is not allowed"},
+	tailnet.Exhausted:       {http.StatusTooManyRequests, "Too much at once"},
+	tailnet.Unavailable:     {http.StatusServiceUnavailable, "Not possible at the moment"},
 }
 
 // problem is how err looks outside: its sentence if it has one for people.

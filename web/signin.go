@@ -144,7 +144,7 @@ func (v *visit) signIn() error {
 		v.retryAfter(err)
 		return v.showSignIn(status, to, tailnet.CleanText(name), []fault{f})
 	}
-	if err := v.begin(u, "password"); err != nil {
+	if err := v.begin(auth.SessionRequest{User: u, Method: "password"}); err != nil {
 		return err
 	}
 	v.redirect(to)
@@ -198,7 +198,7 @@ func (v *visit) finishPasskeySignIn() error {
 	if err != nil {
 		return err
 	}
-	if err := v.begin(u, "passkey"); err != nil {
+	if err := v.begin(auth.SessionRequest{User: u, Method: "passkey"}); err != nil {
 		return err
 	}
 	return v.json(next{place(a.To)})
@@ -243,7 +243,7 @@ func (v *visit) finishProvider() error {
 			http.SetCookie(v.w, c)
 		}
 	}
-	if err := v.begin(in.User, in.Method); err != nil {
+	if err := v.begin(auth.SessionRequest{User: in.User, Method: in.Method, NodesEnd: in.NodeExpiry}); err != nil {
 		return err
 	}
 	v.redirect(place(in.Flow.ReturnTo))
@@ -321,7 +321,7 @@ func (v *visit) setUp() error {
 		}
 		return err
 	}
-	if err := v.begin(u, "link"); err != nil {
+	if err := v.begin(auth.SessionRequest{User: u, Method: "link"}); err != nil {
 		return err
 	}
 	v.redirect("/admin")
@@ -349,7 +349,7 @@ func (v *visit) finishSetupPasskey() error {
 	if err != nil {
 		return err
 	}
-	if err := v.begin(u, "link"); err != nil {
+	if err := v.begin(auth.SessionRequest{User: u, Method: "link"}); err != nil {
 		return err
 	}
 	return v.json(next{"/admin"})

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -65,7 +66,7 @@ func (v *visit) waitingSSH() (*tailnet.SSHCheck, error) {
 
 // mayDecide reports whether the visitor may decide about c: whose session it is, and who looks after machines.
 func (v *visit) mayDecide(c *tailnet.SSHCheck) bool {
-	return v.user != nil && (c.SrcUser != 0 && c.SrcUser == v.user.ID || v.mayManage())
+	return auth.Active(v.user) == nil && (c.SrcUser != 0 && c.SrcUser == v.user.ID || v.mayManage())
 }
 
 func (v *visit) isFresh(c *tailnet.SSHCheck) bool {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -45,6 +46,7 @@ var seedTime = time.Date(2022, 9, 15, 2, 39, 21, 0, time.UTC)
 type admin struct {
 	st   *state.State
 	auth *auth.Auth
+	acc  *auth.Accounts
 	url  string // of the API for who has a key
 }
 
@@ -79,7 +81,8 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := api.Options{State: st, Auth: a, Now: clock, Log: slog.New(slog.DiscardHandler)}
+	acc := auth.NewAccounts(auth.AccountsOptions{State: st, Store: d, ServerURL: "http://192.0.2.1:8080", Secret: []byte("test"), Now: clock, Log: slog.New(slog.DiscardHandler)})
+	o := api.Options{State: st, Auth: a, Accounts: acc, Now: clock, Log: slog.New(slog.DiscardHandler)}
 	srv := &http.Server{Handler: api.NewServer(o)}
 	o.Gate = api.NewGate(a, nil, clock)
 	public := httptest.NewServer(api.NewServer(o))
@@ -93,7 +96,7 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 		srv.Close()
 		<-done
 	})
-	return &admin{st, a, public.URL}, nil
+	return &admin{st, a, acc, public.URL}, nil
 }
 
 // short makes a node key that is shown as [text].
@@ -187,6 +190,14 @@ func TestScripts(t *testing.T) {
 			"online": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(adminOf(ts).setOnline(args[0], true)) },
 			"offline": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(adminOf(ts).setOnline(args[0], false))
+			},
+			"account": func(ts *testscript.TestScript, _ bool, args []string) {
+				a := adminOf(ts)
+				u := a.st.Snapshot().UserByName(args[0])
+				link, _, err := a.acc.CreateLink(context.Background(), auth.LinkRequest{User: u.ID})
+				ts.Check(err)
+				_, err = a.acc.UseLink(context.Background(), path.Base(link), "", "seven brown foxes")
+				ts.Check(err)
 			},
 			"waiting": func(ts *testscript.TestScript, _ bool, args []string) {
 				k, err := short("waits")

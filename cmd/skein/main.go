@@ -125,6 +125,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newNodesCommand(c),
 		newRoutesCommand(c),
 		newPreAuthKeysCommand(c),
+		newAdminsCommand(c),
 		newAPIKeysCommand(c),
 		newOAuthClientsCommand(c),
 		newPolicyCommand(c),

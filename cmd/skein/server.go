@@ -466,7 +466,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Version: version(), Health: s.db.Health, Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Version: version(), Health: s.db.Health, Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path

@@ -10,9 +10,11 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/skein-vpn/skein/api"
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/auth/oidc"
 	"github.com/skein-vpn/skein/remote"
+	"github.com/skein-vpn/skein/tailnet"
 	"github.com/skein-vpn/skein/web"
 )
 
@@ -24,8 +26,9 @@ func (s *server) openWeb(context.Context) error {
 	}
 	url := strings.TrimRight(s.cfg.ServerURL, "/")
 	s.accounts = auth.NewAccounts(auth.AccountsOptions{State: s.state, Store: s.db, ServerURL: url, Secret: secret, Log: s.log})
+	inside := s.apiOptions()
 	s.pages = web.New(web.Options{
-		State: s.state, Auth: s.auth, Accounts: s.accounts, Providers: &providers{s.oidc}, ServerURL: url, Secret: secret, Log: s.log,
+		State: s.state, Auth: s.auth, Accounts: s.accounts, Providers: &providers{s.oidc}, Nodes: &webNodes{api.NewLocalClient(api.NewServer(inside))}, ServerURL: url, Secret: secret, Log: s.log,
 		Remote: func(r *http.Request) netip.Addr { return remote.Addr(r, s.cfg.TrustedProxies) },
 	})
 	return nil
@@ -81,4 +84,44 @@ func (p *providers) Finish(ctx context.Context, r *http.Request) (*web.SignedIn,
 		User: in.User, Flow: web.Flow{Kind: in.Flow.Kind, LoginID: in.Flow.LoginID, ReturnTo: in.Flow.ReturnTo}, Method: method,
 		NodeExpiry: in.NodeExpiry, Cookies: []*http.Cookie{in.Cookie},
 	}, nil
+}
+
+// webNodes lets the pages change nodes by the API, so that there is one implementation.
+type webNodes struct{ c *api.Client }
+
+// as is ctx for somebody who changes a node: for who may change all, in that name; for others, who have been found to be its owner, in
+// the server's.
+func (webNodes) as(ctx context.Context, by *tailnet.User) (context.Context, error) {
+	p, err := auth.UserPrincipal(by)
+	if err != nil {
+		return nil, err
+	}
+	if p.Allow(auth.ScopeDevices) != nil {
+		p = auth.ServerPrincipal("pages, for " + by.LoginName())
+	}
+	return auth.WithPrincipal(ctx, p), nil
+}
+
+func (n *webNodes) Approve(ctx context.Context, by *tailnet.User, id tailnet.NodeID) error {
+	ctx, err := n.as(ctx, by)
+	if err == nil {
+		_, err = n.c.ApproveNode(ctx, api.Ref(id.String()), true)
+	}
+	return err
+}
+
+func (n *webNodes) Rename(ctx context.Context, by *tailnet.User, id tailnet.NodeID, name string) error {
+	ctx, err := n.as(ctx, by)
+	if err == nil {
+		_, err = n.c.RenameNode(ctx, api.Ref(id.String()), name)
+	}
+	return err
+}
+
+func (n *webNodes) Delete(ctx context.Context, by *tailnet.User, id tailnet.NodeID) error {
+	ctx, err := n.as(ctx, by)
+	if err == nil {
+		err = n.c.DeleteNode(ctx, api.Ref(id.String()))
+	}
+	return err
 }

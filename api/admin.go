@@ -1,0 +1,196 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Accounts is what the server needs of auth.Accounts.
+type Accounts interface {
+	// Admins are the users who can sign in without a provider, by id.
+	Admins(ctx context.Context) ([]*auth.Admin, error)
+	// CreateLink makes a one-time link and returns its address, which nobody can tell again.
+	CreateLink(ctx context.Context, r auth.LinkRequest) (string, *tailnet.AccountLink, error)
+	// DeleteAccount and ResetAccount take a user's ways to sign in away; the second one returns a link to begin anew. The error is
+	// NotFound if there are none.
+	DeleteAccount(ctx context.Context, u *tailnet.User) error
+	ResetAccount(ctx context.Context, u *tailnet.User) (string, *tailnet.AccountLink, error)
+}
+
+// Admin is somebody who can sign in on the web pages without a provider. What such a user may do there is said by the user's role.
+type Admin struct {
+	User        *User      `json:"user"`
+	Password    bool       `json:"password"` // there is one
+	PasswordSet *time.Time `json:"passwordSet"`
+	Passkeys    []string   `json:"passkeys"` // their names
+	Sessions    int        `json:"sessions"` // browsers that are signed in
+	SignedIn    *time.Time `json:"signedIn"` // last; null: never
+	CreatedAt   *time.Time `json:"createdAt"`
+}
+
+type (
+	// AdminList is the answer to ListAdmins.
+	AdminList struct {
+		Admins []*Admin `json:"admins"`
+	}
+	// CreateAdminLinkRequest asks for a one-time link. With User it is for that namespace; otherwise it makes one, called Name or
+	// what whoever uses it chooses.
+	CreateAdminLinkRequest struct {
+		User Ref    `json:"user,omitempty"`
+		Name string `json:"name,omitempty"`
+		Role string `json:"role,omitempty"` // of the namespace that is made; empty: admin
+	}
+	// AdminLink lets whoever has its URL choose how to sign in, once.
+	AdminLink struct {
+		URL       string     `json:"url"`
+		ExpiresAt *time.Time `json:"expiresAt"`
+	}
+)
+
+// defaultLinkRole is what a link gives to the namespace that it makes if nothing else is asked for.
+const defaultLinkRole = string(tailnet.RoleAdmin)
+
+func (s *server) adminRoutes() []route {
+	if s.Accounts == nil {
+		return nil
+	}
+	return []route{
+		{"/admin", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.listAdmins}}},
+		{"/admin/link", ops{http.MethodPost: {auth.ScopeUsers, s.createAdminLink}}},
+		{"/admin/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.deleteAdmin}}},
+		{"/admin/{user}/reset", ops{http.MethodPost: {auth.ScopeUsers, s.resetAdmin}}},
+	}
+}
+
+func (s *server) listAdmins(r *http.Request) (any, error) {
+	admins, err := s.Accounts.Admins(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := AdminList{Admins: []*Admin{}}
+	for _, a := range admins {
+		j := &Admin{
+			User: userJSON(a.User), Password: a.Account.Password != "", PasswordSet: timestamp(a.Account.PasswordSet), Passkeys: []string{},
+			Sessions: a.Sessions, SignedIn: timestamp(a.Account.SignedIn), CreatedAt: timestamp(a.Account.Created),
+		}
+		for _, k := range a.Account.Passkeys {
+			j.Passkeys = append(j.Passkeys, k.Name)
+		}
+		out.Admins = append(out.Admins, j)
+	}
+	return out, nil
+}
+
+// ListAdmins are the users who can sign in on the web pages without a provider.
+func (c *Client) ListAdmins(ctx context.Context) ([]*Admin, error) {
+	var out AdminList
+	err := c.do(ctx, http.MethodGet, c.path("admin"), nil, &out)
+	return out.Admins, err
+}
+
+func (s *server) createAdminLink(r *http.Request) (any, error) {
+	var req CreateAdminLinkRequest
+	if err := readJSON(r, &req); err != nil {
+		return nil, err
+	}
+	p := auth.PrincipalOf(r.Context())
+	var lr auth.LinkRequest
+	if req.User != "" {
+		u, err := findUser(s.State.Snapshot(), req.User)
+		if err != nil {
+			return nil, err
+		}
+		if req.Name != "" || req.Role != "" {
+			return nil, tailnet.Errorf(tailnet.Invalid, "a link for a namespace that exists gives neither a name nor a role; set-role changes the role")
+		}
+		if err := p.AllowRole(u.Role); err != nil { // whoever uses the link acts as the user
+			return nil, err
+		}
+		lr.User = u.ID
+	} else {
+		if req.Role == "" {
+			req.Role = defaultLinkRole
+		}
+		role, err := parseRole(req.Role)
+		if err != nil {
+			return nil, err
+		}
+		if err := p.AllowRole(role); err != nil {
+			return nil, err
+		}
+		lr.Name, lr.Role = req.Name, role
+	}
+	return adminLink(s.Accounts.CreateLink(r.Context(), lr))
+}
+
+func adminLink(url string, l *tailnet.AccountLink, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return AdminLink{URL: url, ExpiresAt: timestamp(l.Expires)}, nil
+}
+
+// CreateAdminLink makes a one-time link. Its URL is in the answer and never again.
+func (c *Client) CreateAdminLink(ctx context.Context, req CreateAdminLinkRequest) (*AdminLink, error) {
+	out := new(AdminLink)
+	err := c.do(ctx, http.MethodPost, c.path("admin", "link"), req, out)
+	return out, err
+}
+
+// pathAdmin is the user that r's path names, if the caller may deal with one of that role.
+func (s *server) pathAdmin(r *http.Request) (*tailnet.User, error) {
+	ref, err := pathVar(r, "user")
+	if err != nil {
+		return nil, err
+	}
+	u, err := findUser(s.State.Snapshot(), Ref(ref))
+	if err != nil {
+		return nil, err
+	}
+	return u, auth.PrincipalOf(r.Context()).AllowRole(u.Role)
+}
+
+func (s *server) deleteAdmin(r *http.Request) (any, error) {
+	u, err := s.pathAdmin(r)
+	if err != nil {
+		return nil, err
+	}
+	return Empty{}, s.Accounts.DeleteAccount(r.Context(), u)
+}
+
+// DeleteAdmin takes from a namespace all ways to sign in without a provider, and ends its sessions. Namespace, role and nodes stay.
+func (c *Client) DeleteAdmin(ctx context.Context, user Ref) error {
+	return c.do(ctx, http.MethodDelete, c.path("admin", string(user)), nil, nil)
+}
+
+func (s *server) resetAdmin(r *http.Request) (any, error) {
+	u, err := s.pathAdmin(r)
+	if err != nil {
+		return nil, err
+	}
+	return adminLink(s.Accounts.ResetAccount(r.Context(), u))
+}
+
+// ResetAdmin is DeleteAdmin, and a one-time link with which the user begins anew.
+func (c *Client) ResetAdmin(ctx context.Context, user Ref) (*AdminLink, error) {
+	out := new(AdminLink)
+	err := c.do(ctx, http.MethodPost, c.path("admin", string(user), "reset"), nil, out)
+	return out, err
+}
+
+// parseRole is the role that people write.
+func parseRole(text string) (tailnet.Role, error) {
+	if !slices.Contains(Roles, text) {
+		return "", tailnet.Errorf(tailnet.Invalid, "%q is not a role: use %s", clip(text), strings.Join(Roles, ", "))
+	}
+	if text == roleMember {
+		return tailnet.RoleMember, nil
+	}
+	return tailnet.Role(text), nil
+}
