@@ -42,6 +42,8 @@ func TestErrors(t *testing.T) {
 		{`{"acls": [{"action": "accept", "proto": "0", "dst": ["*:*"]}]}`, `protocol 0 says nothing`},
 		{`{"acls": [{"action": "accept", "proto": "256", "dst": ["*:*"]}]}`, `proto name "256" not known; use protocol number 0-255`},
 		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": [""]}]}`, `empty string`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "app": {"https://tailscale.com/cap/file-send": []}}]}`, `must have the form {domain}/{path}, such as example.com/cap/name; to let devices of others send files, grant github.com/skein-vpn/taildrop`},
+		{`{"grants": [{"src": ["*"], "dst": ["*"], "app": {"tailscale.com/cap/file-sharing-target": []}}]}`, `must not be in the tailscale.com domain; to let devices`},
 		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": [":80"]}]}`, `empty protocol`},
 		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["tcp:"]}]}`, `invalid port list: ""`},
 		{`{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["80,443"]}]}`, `port range "80,443": invalid first integer; ports are`},

@@ -200,11 +200,15 @@ func (p *Policy) decodeApp(v value) tailcfg.PeerCapMap {
 	for _, m := range v.members() {
 		name := tailcfg.PeerCapability(m.key)
 		domain, path, ok := strings.Cut(m.key, "/")
+		hint := ""
+		if strings.Contains(m.key, "tailscale.com/cap/file-s") {
+			hint = fmt.Sprintf("; to let devices of others send files, grant %s", CapTaildrop)
+		}
 		switch {
 		case !ok || path == "" || !validDomain(domain):
-			p.d.fail(m.off, m.path, "capability name must have the form {domain}/{path}, such as example.com/cap/name")
+			p.d.fail(m.off, m.path, "capability name must have the form {domain}/{path}, such as example.com/cap/name%s", hint)
 		case (domain == "tailscale.com" || strings.HasSuffix(domain, ".tailscale.com")) && !grantable[name]:
-			p.d.fail(m.off, m.path, "capability name must not be in the tailscale.com domain")
+			p.d.fail(m.off, m.path, "capability name must not be in the tailscale.com domain%s", hint)
 		}
 		vals := []tailcfg.RawMessage{}
 		for _, e := range m.elements() {
