@@ -24,7 +24,7 @@ const maxLine = 200
 
 type (
 	// ExplainRequest asks whether Src may reach Dst. Src is a node (as everywhere), a user, "user:NAME" where a node has
-	// the same name, or a tag; a user or a tag stands for all its nodes. Dst is one of these, or an address behind a router
+	// the same name, a tag, a group or an autogroup; all but a node stand for their nodes. Dst is one of these, or an address behind a router
 	// or exit node, with ":PORT" behind it or not; with an IPv6 address, "[ADDRESS]:PORT".
 	ExplainRequest struct {
 		Src   Ref `json:"src"`
@@ -238,10 +238,23 @@ func parseProto(s string) (number int, name string, err error) {
 // nodesNamed are the nodes that name stands for: one, those of a user, or those with a tag. what is its part in the question.
 func nodesNamed(sn *state.Snapshot, name, what string) ([]*state.Node, error) {
 	if name == "" {
-		return nil, tailnet.Errorf(tailnet.Invalid, "no %s is given: name a node, a user or a tag", what)
+		return nil, tailnet.Errorf(tailnet.Invalid, "no %s is given: name a node, a user, a tag or a group", what)
 	}
 	if strings.HasPrefix(name, "group:") || strings.HasPrefix(name, "autogroup:") || name == "*" {
-		return nil, tailnet.Errorf(tailnet.Invalid, "%q is more than a %s can be here: name a node, a user or a tag", clip(name), what)
+		ids, err := sn.Policy.Named(name)
+		if err != nil {
+			return nil, tailnet.Errorf(tailnet.Invalid, "the %s: %w", what, err)
+		}
+		var out []*state.Node
+		for _, id := range ids {
+			if n := sn.Node(id); n != nil {
+				out = append(out, n)
+			}
+		}
+		if len(out) == 0 {
+			return nil, tailnet.Errorf(tailnet.NotFound, "there are no nodes in %q", clip(name))
+		}
+		return out, nil
 	}
 	if strings.HasPrefix(name, "tag:") {
 		var out []*state.Node

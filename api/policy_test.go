@@ -220,7 +220,9 @@ func TestPolicyBadInput(t *testing.T) {
 		{"GET /api/v1/policy/explain?src=1", "", 400, "no destination is given", 0},
 		{"GET /api/v1/policy/explain?src=nobody&dst=1", "", 404, `there is no node, user or tag "nobody"`, 0},
 		{"GET /api/v1/policy/explain?src=1&dst=nobody:22", "", 404, `there is no node, user or tag "nobody"`, 0},
-		{"GET /api/v1/policy/explain?src=group:admins&dst=1", "", 400, "more than a source can be", 0},
+		{"GET /api/v1/policy/explain?src=group:nobody&dst=1", "", 400, `the source: group not found: "group:nobody"`, 0},
+		{"GET /api/v1/policy/explain?src=1&dst=autogroup:self", "", 400, `the destination: "autogroup:self" is not a set of nodes`, 0},
+		{"GET /api/v1/policy/explain?src=autogroup:tagged&dst=1", "", 404, `there are no nodes in "autogroup:tagged"`, 0},
 		{"GET /api/v1/policy/explain?src=tag:x&dst=1", "", 404, `no node has the tag "tag:x"`, 0},
 		{"GET /api/v1/policy/explain?src=1&dst=vm:ssh", "", 400, `"ssh" is not a port`, 0},
 		{"GET /api/v1/policy/explain?src=1&dst=vm:65536", "", 400, "is not a port", 0},
@@ -468,7 +470,8 @@ func TestExplain(t *testing.T) {
 	check("vm", "192.168.199.5:443", "", "no vm→192.168.199.5; no node has the address 192.168.199.5 and no approved route leads there")
 	check("junyao", "tag:db:5432", "", "no junyao→"+db+"; "+noRule)
 
-	// A user is all its nodes.
+	// A user is all its nodes, and so is a group.
+	check("group:admins", "autogroup:member:22", "", ask("junyao", "homeds:22", "")+"\n"+ask("junyao", "vm:22", "")+"\n"+ask("homeds", "junyao:22", "")+"\n"+ask("homeds", "vm:22", ""))
 	check("user:junyao", "anna@example.org:22", "", "yes junyao→"+vm+"; "+help+"\nyes homeds→"+vm+"; "+help)
 	check("user:junyao", "homeds", "", "no junyao→homeds100.64.0.2+fd7a:115c:a1e0::2; "+noRule)
 	check("user:server", "vm", "", "the user server has no nodes")

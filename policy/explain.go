@@ -324,3 +324,26 @@ func protoName(p int) string {
 	}
 	return fmt.Sprintf("protocol %d", p)
 }
+
+// Named are the nodes that a name of the policy's language stands for, by id: a user, group, tag, autogroup of devices, address,
+// prefix, host or ipset. The error says why it stands for none.
+func (c *Compiled) Named(name string) (out []tailnet.NodeID, err error) {
+	if c.allowAll {
+		return nil, fmt.Errorf("%q means something in a policy only, and there is none", clip(name))
+	}
+	t, err := c.rules.policy.target(name)
+	if err != nil {
+		return nil, err
+	}
+	switch t.kind {
+	case kindSelf, kindInternet, kindShared, kindService:
+		return nil, fmt.Errorf("%q is not a set of nodes", clip(name))
+	}
+	for _, e := range c.entries {
+		a := actor{node: e, nodes: []*entry{e}}
+		if t.kind == kindStar || t.kind == kindAll || t.kind == kindAddr && a.within(t.nets, true) || slices.Contains(c.tokensOf(a), t.key()) {
+			out = append(out, e.id)
+		}
+	}
+	return out, nil
+}

@@ -532,12 +532,13 @@ func (c *cli) policyExplain() *cobra.Command {
 	var req api.ExplainRequest
 	cmd := &cobra.Command{
 		Use: "explain SRC DST[:PORT]", Aliases: []string{"why", "trace"}, Short: "Say whether something is allowed, and by which line",
-		Long: `Say whether SRC may reach DST, and by which lines of the policy or why not. Both are nodes, or users or tags, which stand for
-all their nodes; user:NAME is the user where a node has the same name. DST may be an address behind a router. Without a
-port, all that is open is told. Between nodes, the rules for SSH sessions and the capabilities of applications are told
-too. Both answers, yes and no, end with exit code 0.`,
+		Long: `Say whether SRC may reach DST, and by which lines of the policy or why not. Both are nodes, or users, tags, groups or
+autogroups, which stand for all their nodes; user:NAME is the user where a node has the same name. DST may be an address
+behind a router. Without a port, all that is open is told. Between nodes, the rules for SSH sessions and the capabilities
+of applications are told too. Both answers, yes and no, end with exit code 0.`,
 		Example: `  skein policy explain laptop homeds:22
   skein policy explain anna@example.org tag:server:443 --proto udp
+  skein policy explain group:admins autogroup:tagged:22
   skein policy explain laptop 192.168.199.5
   skein policy explain laptop "[fd7a:115c:a1e0::2]:80"`,
 		Args: wantArgs("SRC", "DST"),
