@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"dns":                   {"tailnet"},
 	"db":                    {"tailnet"},
 	"db/pgtest":             {},
+	"cluster":               {"tailnet"},
 	"state":                 {"tailnet", "policy", "routes", "dns"},
 	"state/statetest":       {"tailnet", "state"},
 	"netmap":                {"tailnet", "policy", "state", "dns"},
@@ -41,7 +42,7 @@ var allowed = map[string][]string{
 	"integration/oidc":      {},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover"},
+	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 

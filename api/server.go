@@ -99,8 +99,12 @@ type Options struct {
 	SignIn bool
 
 	Health func(ctx context.Context) error // nil: always well
-	Now    func() time.Time                // nil: time.Now
-	Log    *slog.Logger                    // nil: slog.Default
+
+	// Cluster are the servers that share the database, without their Nodes; nil if there is one server.
+	Cluster func(ctx context.Context) ([]ClusterServer, error)
+
+	Now func() time.Time // nil: time.Now
+	Log *slog.Logger     // nil: slog.Default
 }
 
 type server struct {
@@ -171,7 +175,7 @@ type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.oauthClientRoutes(), s.loginRoutes(),
-		s.sshCheckRoutes(), s.adminRoutes(), s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.healthRoutes())
+		s.sshCheckRoutes(), s.adminRoutes(), s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.clusterRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.

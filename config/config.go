@@ -226,6 +226,10 @@ type Cluster struct {
 	// Name tells this server from the others. Empty: the name of the machine.
 	Name string `key:"name"`
 
+	// TellClients gives running clients the addresses of all servers (derp.server.ipv4 and ipv6 of each, or else the address it
+	// has), so that they find another one by themselves. Not for servers that clients reach through a proxy only.
+	TellClients bool `key:"tell_clients"`
+
 	// StepAsideAfter is how long a server that does not reach its database goes on serving what it knows. Then it ends its streams,
 	// so that clients go to another server.
 	StepAsideAfter Duration `key:"step_aside_after"`
@@ -345,7 +349,7 @@ func Default() *Config {
 			UpdateFrequency:   Duration(24 * time.Hour),
 		},
 		Database:              Database{Type: "sqlite", Postgres: Postgres{Host: "localhost", Port: 5432, Name: "skein", User: "skein", SSL: "prefer"}},
-		Cluster:               Cluster{StepAsideAfter: Duration(30 * time.Second)},
+		Cluster:               Cluster{TellClients: true, StepAsideAfter: Duration(30 * time.Second)},
 		TLSFallbackListenAddr: ":443",
 		DNS:                   DNS{MagicDNS: true, BaseDomain: "skein.internal"},
 		OIDC:                  OIDC{OIDCProvider: defaultOIDC()},

@@ -98,6 +98,9 @@ type Server struct {
 	offline  map[tailnet.NodeID]*time.Timer      // guarded by mu: nodes whose stream has ended just now
 	gone     map[key.MachinePublic]chan struct{} // guarded by mu: streams of nodes that do not exist, closed by a newer one
 	closed   bool                                // guarded by mu
+	era      context.Context                     // guarded by mu: of the connections; ends when the server steps aside
+	endEra   context.CancelFunc                  // guarded by mu
+	expected map[tailnet.NodeID]bool             // guarded by mu: had a session when the server stepped aside; nil while it serves
 }
 
 // New returns a Server that runs until Close.
@@ -120,6 +123,7 @@ func New(o Options) *Server {
 		gone: map[key.MachinePublic]chan struct{}{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.era, s.endEra = context.WithCancel(s.ctx)
 	s.handler = s.inner()
 	s.h2 = h2.Options{
 		MaxStreams: maxStreams, IdleTimeout: idleConnection, WriteTimeout: o.WriteTimeout, Grace: closeAfter,
@@ -212,6 +216,9 @@ func peerOf(r *http.Request) peer { return r.Context().Value(peerKey{}).(peer) }
 func (s *Server) serveKey(w http.ResponseWriter, r *http.Request) {
 	if r.FormValue("v") == "" {
 		http.Error(w, "this client is too old: it needs a protocol that is no longer spoken (version parameter v missing)", http.StatusBadRequest)
+		return
+	}
+	if s.refuseAside(w) {
 		return
 	}
 	writeJSON(w, tailcfg.OverTLSPublicKeyResponse{PublicKey: s.o.NoiseKey.Public()})

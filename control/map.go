@@ -301,7 +301,7 @@ func (s *Server) removeSession(ms *mapSession) {
 		return
 	}
 	delete(s.sessions, id)
-	if s.closed || s.ctx.Err() != nil {
+	if s.closed || s.ctx.Err() != nil || s.asideSince() {
 		return
 	}
 	s.wg.Add(1)

@@ -27,6 +27,9 @@ const (
 // After an upgrade the handler returns and the connection goes on by itself, because the goroutine of an HTTP/1 request
 // holds some 20 KB of buffers that nobody needs any more. A WebSocket connection ends with its handler, so that one stays.
 func (s *Server) serveNoise(w http.ResponseWriter, r *http.Request) {
+	if s.refuseAside(w) {
+		return
+	}
 	remote := remote.Addr(r, s.o.Proxies)
 	if !s.limits.connect(remote) {
 		s.counters.RefusedConns.Add(1)
@@ -104,8 +107,13 @@ type noise interface {
 
 // serveConn serves HTTP/2 inside one Noise connection until that ends.
 func (s *Server) serveConn(conn noise, remote netip.Addr) {
-	// The base context ends with the server; each request's own context ends with its stream.
-	ctx := context.WithValue(s.ctx, peerKey{}, peer{
+	// The base context ends with the server, or when that steps aside; each request's own context ends with its stream.
+	era := s.current()
+	if era == nil {
+		conn.Close()
+		return
+	}
+	ctx := context.WithValue(era, peerKey{}, peer{
 		machine: conn.Peer(), capver: tailcfg.CapabilityVersion(conn.ProtocolVersion()), remote: remote,
 	})
 	if err := h2.Serve(ctx, conn, s.handler, s.h2); err != nil {

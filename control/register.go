@@ -44,7 +44,7 @@ func (s *Server) serveRegister(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), followupTimeout)
 		n, _ := s.o.Auth.Wait(ctx, req.NodeKey)
 		cancel()
-		if s.ctx.Err() != nil { // shutting down: the client comes back with the same Followup
+		if s.ctx.Err() != nil || s.current() == nil { // shutting down or aside: the client comes back with the same Followup
 			http.Error(w, "the server is restarting", http.StatusServiceUnavailable)
 			return
 		}

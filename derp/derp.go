@@ -9,6 +9,7 @@
 //	derp.go      Server: the relay over HTTP, its key, who may use it, how a removed node is cut off
 //	key.go       the private key's file
 //	admit.go     how the relay library is made to ask us about a node key
+//	mesh.go      connections to the relays of other servers
 //	stun.go      STUN on its own UDP socket
 //	listener.go  one TCP port for plain HTTP and TLS, told apart by the first byte
 //	cert.go      the certificate of the TLS side, self-signed when there is no better one
@@ -82,6 +83,7 @@ type Server struct {
 	cut     atomic.Int64
 
 	running sync.WaitGroup // one for each session; waited for by Close
+	mesh    mesh
 
 	mu       sync.Mutex
 	closed   bool
@@ -333,8 +335,10 @@ func (s *Server) Close() error {
 	for _, c := range conns {
 		closeNow(c)
 	}
+	s.Mesh(nil)
 	err := s.relay.Close()
 	s.running.Wait()
+	s.mesh.wg.Wait()
 	return err
 }
 

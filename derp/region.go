@@ -1,10 +1,12 @@
 package derp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -40,7 +42,7 @@ func (m *Maps) For(v tailcfg.CapabilityVersion) *tailcfg.DERPMap {
 func newMaps(m *tailcfg.DERPMap, embedded int) *Maps {
 	var legacy *tailcfg.DERPMap
 	for id, r := range m.Regions {
-		pinned := id == embedded && strings.HasPrefix(r.Nodes[0].CertName, pinPrefix)
+		pinned := id == embedded && slices.ContainsFunc(r.Nodes, isPinned)
 		if !pinned && (!r.NoMeasureNoHome || r.Avoid) {
 			continue
 		}
@@ -49,9 +51,10 @@ func newMaps(m *tailcfg.DERPMap, embedded int) *Maps {
 		}
 		lr := legacy.Regions[id]
 		lr.Avoid = lr.Avoid || lr.NoMeasureNoHome
-		if pinned {
-			lr.Nodes[0].CertName = ""
-			lr.Nodes[0].InsecureForTests = true
+		for _, n := range lr.Nodes {
+			if pinned && isPinned(n) {
+				n.CertName, n.InsecureForTests = "", true
+			}
 		}
 	}
 	if legacy == nil {
@@ -59,6 +62,8 @@ func newMaps(m *tailcfg.DERPMap, embedded int) *Maps {
 	}
 	return &Maps{Current: m, Legacy: legacy}
 }
+
+func isPinned(n *tailcfg.DERPNode) bool { return strings.HasPrefix(n.CertName, pinPrefix) }
 
 // Embedded describes the region that this process serves.
 type Embedded struct {
@@ -74,6 +79,10 @@ type Embedded struct {
 	IPv4, IPv6 string
 
 	STUNPort int // 0: no STUN
+
+	// Node names the relay where the region has several; empty: it is the only one. Others are those of other servers.
+	Node   string
+	Others []*tailcfg.DERPNode
 
 	// Cert is what our TLS side shows. Clients are told to pin it when ServerURL is http and it is a single certificate. Nil, or
 	// a chain, or https: they check it by their usual roots. It is renewed by Sources.Run.
@@ -93,8 +102,23 @@ func CertHosts(server *url.URL) []string {
 	return []string{host}
 }
 
-// region returns the embedded region for the map.
+// region returns the embedded region for the map. Its relays are sorted by name, so that all servers tell clients the same.
 func (e *Embedded) region() (*tailcfg.DERPRegion, error) {
+	n, err := e.Relay()
+	if err != nil {
+		return nil, err
+	}
+	nodes := append([]*tailcfg.DERPNode{n}, e.Others...)
+	slices.SortFunc(nodes, func(a, b *tailcfg.DERPNode) int { return strings.Compare(a.Name, b.Name) })
+	r := &tailcfg.DERPRegion{RegionID: e.RegionID, RegionCode: e.Code, RegionName: e.Name, Nodes: nodes}
+	if faults := checkRegion(e.RegionID, r); len(faults) > 0 {
+		return nil, fmt.Errorf("the embedded relay's region: %w", faults[0])
+	}
+	return r, nil
+}
+
+// Relay describes this process's relay.
+func (e *Embedded) Relay() (*tailcfg.DERPNode, error) {
 	if e.ServerURL == nil || e.ServerURL.Hostname() == "" {
 		return nil, errors.New("the embedded relay needs a server URL with a host")
 	}
@@ -114,7 +138,7 @@ func (e *Embedded) region() (*tailcfg.DERPRegion, error) {
 		port = int(n)
 	}
 	n := &tailcfg.DERPNode{
-		Name:     strconv.Itoa(e.RegionID) + "-embedded",
+		Name:     strconv.Itoa(e.RegionID) + "-" + cmp.Or(e.Node, "embedded"),
 		RegionID: e.RegionID,
 		HostName: host,
 		IPv4:     e.IPv4,
@@ -147,11 +171,23 @@ func (e *Embedded) region() (*tailcfg.DERPRegion, error) {
 	if a, err := netip.ParseAddr(n.IPv4); err == nil && a.Is4() {
 		n.CanPort80 = plain && port == 80
 	}
-	r := &tailcfg.DERPRegion{RegionID: e.RegionID, RegionCode: e.Code, RegionName: e.Name, Nodes: []*tailcfg.DERPNode{n}}
-	if faults := checkRegion(e.RegionID, r); len(faults) > 0 {
-		return nil, fmt.Errorf("the embedded relay's region: %w", faults[0])
+	return n, nil
+}
+
+// MeshRelay describes this process's relay to other servers' relays, which come straight to its port, whatever is in front of it
+// for clients; nil if it cannot be described.
+func (e *Embedded) MeshRelay(port int) *tailcfg.DERPNode {
+	n, err := e.Relay()
+	if err != nil {
+		return nil
 	}
-	return r, nil
+	if port != 0 {
+		n.DERPPort = port
+	}
+	if e.Cert != nil {
+		n.CertName = e.Cert.pin()
+	}
+	return n
 }
 
 func setIfEmpty(s *string, v string) {

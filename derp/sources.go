@@ -134,6 +134,22 @@ func (s *Sources) Reconfigure(ctx context.Context, o SourcesOptions) error {
 	return nil
 }
 
+// SetOthers says which relays of other servers are in the embedded region, and publishes that.
+func (s *Sources) SetOthers(nodes []*tailcfg.DERPNode) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.o.Embedded == nil {
+		return nil
+	}
+	e := *s.o.Embedded
+	e.Others = nodes
+	if _, err := e.region(); err != nil {
+		return err
+	}
+	s.o.Embedded = &e
+	return s.publish()
+}
+
 // Run refreshes the map until ctx ends. Between refreshes it sleeps for Every, less while a source fails.
 func (s *Sources) Run(ctx context.Context) {
 	retry := retryFirst

@@ -245,6 +245,9 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	if had, gets := st.from.DERP.For(v.Capver), st.to.DERP.For(v.Capver); had != gets && !slices.Equal(marshal(had), marshal(gets)) {
 		o.set("DERPMap", derpMapAfter(had, gets))
 	}
+	if had, gets := st.from.DERP.Dial, st.to.DERP.Dial; gets != nil && had != gets && !slices.Equal(marshal(had), marshal(gets)) {
+		o.set("ControlDialPlan", gets)
+	}
 	if st.from.DNS != st.to.DNS {
 		if config := marshal(st.to.DNS.Config()); !slices.Equal(config, marshal(st.from.DNS.Config())) {
 			o.key("DNSConfig")

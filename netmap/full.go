@@ -146,6 +146,9 @@ func (e *Encoder) Full(sn *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	if !e.opts.LogCollection {
 		o.set("Debug", tailcfg.Debug{DisableLogTail: true})
 	}
+	if sn.DERP.Dial != nil {
+		o.set("ControlDialPlan", sn.DERP.Dial)
+	}
 	o.set("Node", e.selfNode(sn, self))
 	setFilters(&o, sn, self, v)
 	if sn.Policy.Policy() != nil {

@@ -75,6 +75,7 @@ type DERPMaps struct {
 	Current  *tailcfg.DERPMap
 	Old      *tailcfg.DERPMap          // for clients below OldBelow; nil if they get Current
 	OldBelow tailcfg.CapabilityVersion // tailcfg.MapRequest.Version
+	Dial     *tailcfg.ControlDialPlan  // where the servers are; nil: clients are told nothing of it
 	Home     int                       // the one region that can be anybody's home; 0 if there are several or none
 }
 

@@ -131,6 +131,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newPolicyCommand(c),
 		newSettingsCommand(c),
 		newDNSCommand(c),
+		newClusterCommand(c),
 		newAuthCommand(c),
 		newDERPCommand(c),
 		newConfigCommand(c),

@@ -23,6 +23,7 @@ import (
 	"github.com/skein-vpn/skein/api"
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/auth/oidc"
+	"github.com/skein-vpn/skein/cluster"
 	"github.com/skein-vpn/skein/config"
 	"github.com/skein-vpn/skein/control"
 	"github.com/skein-vpn/skein/db"
@@ -70,6 +71,12 @@ type server struct {
 	socket      net.Listener
 	metricsAddr net.Listener // nil: off
 
+	cluster    *cluster.Cluster // nil: this is the only server
+	serverName string           // of this one among others; empty: there are none
+	meet       chan struct{}    // one slot: peers is new
+	peersMu    sync.Mutex
+	peers      []serverInfo // guarded by peersMu: the other servers
+
 	stop context.CancelFunc // ends what runs beside the servers
 	wg   sync.WaitGroup
 
@@ -85,7 +92,7 @@ func openServer(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *s
 		}
 	}()
 	steps := []func(context.Context) error{
-		s.openFiles, s.openPorts, s.openState, s.openRelay, s.openControl, s.openWeb, s.serve,
+		s.openFiles, s.openPorts, s.openCluster, s.openState, s.openRelay, s.openControl, s.openWeb, s.serve,
 	}
 	for _, step := range steps {
 		if err = step(ctx); err != nil {
@@ -238,6 +245,7 @@ func (s *server) sourcesOptions(cfg *config.Config) derp.SourcesOptions {
 		if s.stun != nil {
 			o.Embedded.STUNPort = int(s.stun.Addr().Port())
 		}
+		s.setAddresses(o.Embedded)
 	}
 	return o
 }
@@ -263,6 +271,7 @@ func (s *server) derpChanged(m *derp.Maps) {
 		return // not open yet: it begins with the current map
 	}
 	maps := derpMaps(m)
+	maps.Dial = s.dialPlan()
 	err := s.state.Update(context.Background(), "relay map changed", func(tx *state.Tx) error {
 		tx.SetDERP(maps)
 		return nil
@@ -294,6 +303,9 @@ func dnsSettings(cfg *config.Config) (*dns.Settings, error) {
 	return s, nil
 }
 
+// clusterSaveDelay is how long a change of presence waits for others to be saved with it, where other servers wait for it.
+const clusterSaveDelay = 20 * time.Millisecond
+
 // openState reads the relay map and the tailnet.
 func (s *server) openState(ctx context.Context) (err error) {
 	if s.sources, err = derp.NewSources(ctx, s.sourcesOptions(s.cfg)); err != nil {
@@ -313,15 +325,21 @@ func (s *server) openState(ctx context.Context) (err error) {
 			return fmt.Errorf("the DNS records in %s have faults (dns.extra_records_path): %w", path, err)
 		}
 	}
-	st, err := state.Open(ctx, state.Options{
+	relays := derpMaps(s.sources.Current())
+	relays.Dial = s.dialPlan()
+	o := state.Options{
 		PolicyFromFile: s.cfg.Policy.FromFile(), PolicyFile: file,
 		PolicyOptions: policy.Options{CheckURL: strings.TrimRight(s.cfg.ServerURL, "/")},
-		Store:         s.db, DNS: settings, Records: records, DERP: derpMaps(s.sources.Current()),
+		Store:         s.db, DNS: settings, Records: records, DERP: relays,
 		Addressing: state.Addressing{
 			Prefix4: s.cfg.Prefixes.V4, Prefix6: s.cfg.Prefixes.V6, Random: s.cfg.Prefixes.Allocation == "random",
 		},
 		RestartGrace: s.cfg.Routes.RestartGrace.Std(), EphemeralTimeout: s.cfg.Node.Ephemeral.InactivityTimeout.Std(), Log: s.log,
-	})
+	}
+	if c := s.cluster; c != nil {
+		o.Server, o.SaveDelay, o.Changed, o.Leads = c.ID(), clusterSaveDelay, c.Changed, c.Leads
+	}
+	st, err := state.Open(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -332,7 +350,7 @@ func (s *server) openState(ctx context.Context) (err error) {
 }
 
 // openRelay opens the embedded relay for registered nodes.
-func (s *server) openRelay(context.Context) (err error) {
+func (s *server) openRelay(ctx context.Context) (err error) {
 	d := s.cfg.DERP.Server
 	if !d.Enabled {
 		return nil
@@ -349,6 +367,15 @@ func (s *server) openRelay(context.Context) (err error) {
 	if s.relay, err = derp.New(o); err != nil {
 		return err
 	}
+	if s.cluster != nil {
+		secret, err := s.meshKey(ctx)
+		if err == nil {
+			err = s.relay.SetMeshKey(secret)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	s.onClose(s.relay.Close)
 	return nil
 }
@@ -361,7 +388,7 @@ func (s *server) registered(k key.NodePublic) bool {
 
 // openControl opens what clients talk to.
 func (s *server) openControl(ctx context.Context) error {
-	noise, err := loadNoiseKey(s.cfg.Noise.PrivateKeyPath)
+	noise, err := s.noiseKey(ctx)
 	if err != nil {
 		return err
 	}
@@ -396,15 +423,8 @@ func orUnlimited(n int) int {
 
 // loadNoiseKey reads the key that is the server's identity, or makes it on the first start.
 func loadNoiseKey(path string) (k key.MachinePrivate, err error) {
-	b, err := os.ReadFile(path)
-	if err == nil {
-		if err := k.UnmarshalText([]byte(strings.TrimSpace(string(b)))); err != nil {
-			return k, fmt.Errorf("%s does not hold a key such as privkey:… (noise.private_key_path): %w", path, err)
-		}
-		return k, nil
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return k, fmt.Errorf("reading the server's key (noise.private_key_path): %w", err)
+	if k, err = readNoiseKey(path); !errors.Is(err, os.ErrNotExist) {
+		return k, err
 	}
 	k = key.NewMachine()
 	text, err := k.MarshalText()
@@ -416,6 +436,17 @@ func loadNoiseKey(path string) (k key.MachinePrivate, err error) {
 		return k, fmt.Errorf("writing the server's key (noise.private_key_path): %w", err)
 	}
 	return k, os.Rename(tmp, path)
+}
+
+func readNoiseKey(path string) (k key.MachinePrivate, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return k, fmt.Errorf("reading the server's key (noise.private_key_path): %w", err)
+	}
+	if err := k.UnmarshalText([]byte(strings.TrimSpace(string(b)))); err != nil {
+		return k, fmt.Errorf("%s does not hold a key such as privkey:… (noise.private_key_path): %w", path, err)
+	}
+	return k, nil
 }
 
 // serve starts the servers and what runs beside them.
@@ -449,6 +480,10 @@ func (s *server) serve(context.Context) error {
 		s.goRun(func() { s.followRecords(run, path) })
 	}
 	s.goRun(func() { s.purge(run) })
+	if s.cluster != nil {
+		s.goRun(func() { s.cluster.Run(run, s.state.Follow) })
+		s.goRun(func() { s.meetServers(run) })
+	}
 	s.goRun(func() { trimMemory(run) })
 	s.onClose(func() error {
 		s.control.Close()
@@ -466,7 +501,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Version: version(), Health: s.db.Health, Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
@@ -514,6 +549,14 @@ func (s *server) recheckRelay(ctx context.Context) {
 // purge forgets, once a day, what nobody will ask for again.
 func (s *server) purge(ctx context.Context) {
 	for {
+		if s.cluster != nil && !s.cluster.Leads() {
+			select {
+			case <-time.After(time.Hour):
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
 		now := time.Now()
 		_, err1 := s.db.PurgeDeletedNodes(ctx, now.Add(-db.TombstoneAge))
 		_, err2 := s.db.PurgeRevisions(ctx, now.Add(-db.TombstoneAge))
@@ -542,7 +585,7 @@ func (s *server) publicHandler() http.Handler {
 	r.PathPrefix(api.PrefixV2 + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
 	r.HandleFunc("/health", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.db.Health(r.Context()); err != nil {
+		if err := s.health(r.Context()); err != nil {
 			s.log.Error("health check failed", "err", err)
 			http.Error(w, `{"status":"fail"}`, http.StatusServiceUnavailable)
 			return

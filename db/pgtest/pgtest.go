@@ -302,11 +302,25 @@ func (s *Server) end(sig syscall.Signal) {
 		}
 		<-s.done
 	}
-	for _, pid := range pids[1:] { // processes of the server leave by themselves, but not at once
-		for end := time.Now().Add(patience); syscall.Kill(pid, 0) == nil && time.Now().Before(end); {
+	for _, pid := range pids[1:] {
+		if sig != syscall.SIGKILL {
+			break // nobody starts it again
+		}
+		// processes of the server leave by themselves, but not at once
+		for end := time.Now().Add(5 * time.Second); runs(pid) && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
+}
+
+// runs reports whether there is such a process and it is more than a name that nobody has collected.
+func runs(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	return len(f) > 0 && f[0] != "Z"
 }
 
 // processes are the server's process and its children.

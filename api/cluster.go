@@ -1,0 +1,61 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/tailnet"
+)
+
+// Cluster says which servers share the database.
+type Cluster struct {
+	Servers []ClusterServer `json:"servers"` // sorted by name; those that are gone are listed for a day
+}
+
+// ClusterServer is one of them.
+type ClusterServer struct {
+	ID       string     `json:"id"` // new with each start
+	Name     string     `json:"name"`
+	Version  string     `json:"version"`
+	Alive    bool       `json:"alive"`
+	Leads    bool       `json:"leads"` // does what only one may do
+	Self     bool       `json:"self"`  // answers this request
+	Nodes    int        `json:"nodes"` // online there
+	Started  *time.Time `json:"startedAt"`
+	LastSeen *time.Time `json:"lastSeen"`
+}
+
+func (s *server) clusterRoutes() []route {
+	return []route{{"/cluster", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.cluster}}}}
+}
+
+func (s *server) cluster(r *http.Request) (any, error) {
+	if s.Cluster == nil {
+		return nil, tailnet.Errorf(tailnet.NotFound, "this server is alone: several servers need a PostgreSQL database (database.type)")
+	}
+	servers, err := s.Cluster(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	count := map[string]int{}
+	for _, n := range s.State.Snapshot().Nodes() {
+		if n.Online {
+			count[n.Server]++
+		}
+	}
+	for i := range servers {
+		servers[i].Nodes = count[servers[i].ID]
+	}
+	return &Cluster{Servers: servers}, nil
+}
+
+// Cluster is which servers share the database; a NotFound error if there is only one.
+func (c *Client) Cluster(ctx context.Context) (*Cluster, error) {
+	out := new(Cluster)
+	if err := c.do(ctx, http.MethodGet, c.path("cluster"), nil, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
