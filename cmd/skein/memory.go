@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -33,6 +34,7 @@ func trimMemory(ctx context.Context) {
 		quiet := allocated-before < trimAbove
 		before = allocated
 		if quiet && free+garbage > trimAbove {
+			runtime.GC() // what lies in pools goes with the second collection only
 			debug.FreeOSMemory()
 		}
 	}
