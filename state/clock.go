@@ -130,7 +130,7 @@ func (sn *Snapshot) Using(k key.NodePublic) *Node {
 	if n := sn.NodeByKey(k); n != nil {
 		return n
 	}
-	return sn.nodeOr(sn.renewing, k)
+	return sn.Node(sn.renewing[k])
 }
 
 // KeyInUse says that the node uses its new key: soon its peers know it under that one. It is not needed if the key is not new.

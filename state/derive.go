@@ -46,10 +46,10 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 		fileRecords: prev.fileRecords, DERP: prev.DERP,
 		users: c.Users, keys: c.PreAuthKeys, creds: c.Credentials,
 		index: index{
-			byKey:     make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes)),
-			byMachine: make(map[key.MachinePublic][]tailnet.NodeID, len(c.Nodes)),
-			byName:    make(map[string]tailnet.NodeID, len(c.Nodes)),
-			byAddr:    make(map[netip.Addr]tailnet.NodeID, 2*len(c.Nodes)),
+			byKey:     table[key.NodePublic, tailnet.NodeID]{base: make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes))},
+			byMachine: table[key.MachinePublic, []tailnet.NodeID]{base: make(map[key.MachinePublic][]tailnet.NodeID, len(c.Nodes))},
+			byName:    table[string, tailnet.NodeID]{base: make(map[string]tailnet.NodeID, len(c.Nodes))},
+			byAddr:    table[netip.Addr, tailnet.NodeID]{base: make(map[netip.Addr]tailnet.NodeID, 2*len(c.Nodes))},
 			renewing:  map[key.NodePublic]tailnet.NodeID{},
 		},
 		superseded: make(chan struct{}),
@@ -89,11 +89,11 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 			sn.renewing[e.Shown] = n.ID
 		}
 		sn.nodes = append(sn.nodes, e)
-		sn.byKey[n.NodeKey] = n.ID
-		sn.byMachine[n.MachineKey] = append(sn.byMachine[n.MachineKey], n.ID)
-		sn.byName[n.Name] = n.ID
+		sn.byKey.base[n.NodeKey] = n.ID
+		sn.byMachine.base[n.MachineKey] = append(sn.byMachine.base[n.MachineKey], n.ID)
+		sn.byName.base[n.Name] = n.ID
 		for _, a := range n.Addrs() {
-			sn.byAddr[a] = n.ID
+			sn.byAddr.base[a] = n.ID
 		}
 		for _, r := range carried {
 			if !tailnet.IsExitRoute(r) && slices.Contains(n.ActiveRoutes(), r) {
@@ -141,23 +141,10 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	sn.users = overlay(base.users, tx.users, func(u *tailnet.User) tailnet.UserID { return u.ID })
 	sn.keys = overlay(base.keys, tx.keys, func(k *tailnet.PreAuthKey) tailnet.PreAuthKeyID { return k.ID })
 	sn.creds = overlay(base.creds, tx.creds, func(c *tailnet.Credential) string { return c.ID })
-	sn.byKey = overlayMap(base.byKey, tx.byKey)
-	sn.byName = overlayMap(base.byName, tx.byName)
-	sn.byAddr = overlayMap(base.byAddr, tx.byAddr)
-	copied := false
-	for k, ids := range tx.byMachine {
-		if slices.Equal(base.byMachine[k], ids) {
-			continue
-		}
-		if !copied {
-			sn.byMachine, copied = maps.Clone(base.byMachine), true
-		}
-		if len(ids) == 0 {
-			delete(sn.byMachine, k)
-		} else {
-			sn.byMachine[k] = ids
-		}
-	}
+	sn.byKey = base.byKey.with(tx.byKey, same)
+	sn.byName = base.byName.with(tx.byName, same)
+	sn.byAddr = base.byAddr.with(tx.byAddr, same)
+	sn.byMachine = base.byMachine.with(tx.byMachine, slices.Equal[[]tailnet.NodeID])
 
 	sn.Policy = st.derivePolicy(base, tx, sn.users)
 	if tx.text != nil {

@@ -185,10 +185,10 @@ func describe(sn *Snapshot, r routers) string {
 			line("%s %s → %v", what, k, m[k])
 		}
 	}
-	lines("by key", strung(sn.byKey))
-	lines("by machine", strung(sn.byMachine))
-	lines("by name", strung(sn.byName))
-	lines("by addr", strung(sn.byAddr))
+	lines("by key", strung(sn.byKey.merged(same)))
+	lines("by machine", strung(sn.byMachine.merged(slices.Equal)))
+	lines("by name", strung(sn.byName.merged(same)))
+	lines("by addr", strung(sn.byAddr.merged(same)))
 	carried := map[string]any{}
 	offered := map[string]any{}
 	for p, ns := range r {

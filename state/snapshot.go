@@ -89,10 +89,10 @@ func (m *DERPMaps) For(v tailcfg.CapabilityVersion) *tailcfg.DERPMap {
 
 // index finds nodes by what is unique to them. Its maps are shared between snapshots and never written to.
 type index struct {
-	byKey     map[key.NodePublic]tailnet.NodeID
-	byMachine map[key.MachinePublic][]tailnet.NodeID
-	byName    map[string]tailnet.NodeID
-	byAddr    map[netip.Addr]tailnet.NodeID
+	byKey     table[key.NodePublic, tailnet.NodeID]
+	byMachine table[key.MachinePublic, []tailnet.NodeID]
+	byName    table[string, tailnet.NodeID]
+	byAddr    table[netip.Addr, tailnet.NodeID]
 	renewing  map[key.NodePublic]tailnet.NodeID // by OldNodeKey, where that is Shown
 }
 
@@ -126,36 +126,23 @@ func (sn *Snapshot) Node(id tailnet.NodeID) *Node {
 
 // NodeByKey is the node with this NodeKey, or nil.
 func (sn *Snapshot) NodeByKey(k key.NodePublic) *Node {
-	return sn.nodeOr(sn.byKey, k)
+	return sn.Node(sn.byKey.get(k))
 }
 
 // NodeByName is the node with this MagicDNS label, or nil.
 func (sn *Snapshot) NodeByName(label string) *Node {
-	if id, ok := sn.byName[label]; ok {
-		return sn.Node(id)
-	}
-	return nil
+	return sn.Node(sn.byName.get(label))
 }
 
 // NodeByAddr is the node with this address, or nil.
 func (sn *Snapshot) NodeByAddr(a netip.Addr) *Node {
-	if id, ok := sn.byAddr[a]; ok {
-		return sn.Node(id)
-	}
-	return nil
-}
-
-func (sn *Snapshot) nodeOr(m map[key.NodePublic]tailnet.NodeID, k key.NodePublic) *Node {
-	if id, ok := m[k]; ok {
-		return sn.Node(id)
-	}
-	return nil
+	return sn.Node(sn.byAddr.get(a))
 }
 
 // NodesByMachine are the nodes of one machine, sorted by id: one for each profile on it.
 func (sn *Snapshot) NodesByMachine(k key.MachinePublic) []*Node {
 	var out []*Node
-	for _, id := range sn.byMachine[k] {
+	for _, id := range sn.byMachine.get(k) {
 		out = append(out, sn.Node(id))
 	}
 	return out

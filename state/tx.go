@@ -169,11 +169,11 @@ func (tx *Tx) NodesByMachine(k key.MachinePublic) (out []*tailnet.Node) {
 	return out
 }
 
-func lookup[K comparable, V any](over, base map[K]V, k K) V {
+func lookup[K comparable, V any](over map[K]V, base table[K, V], k K) V {
 	if v, ok := over[k]; ok {
 		return v
 	}
-	return base[k]
+	return base.get(k)
 }
 
 // PutNode stores n, which is new (from NewNode) or a changed Clone. It fails with a Conflict if another node has its key,
