@@ -232,13 +232,13 @@ func (p *provider) admits(id *Identity) error {
 		return func(s string) bool { return strings.EqualFold(strings.TrimSpace(s), want) }
 	}
 	if len(p.o.AllowedDomains) > 0 && (domain == "" || !slices.ContainsFunc(p.o.AllowedDomains, same(domain))) {
-		return deny("mail addresses of your domain may not sign in here: %s", cmp.Or(id.Email, "you have none"))
+		return deny("mail addresses of your domain may not sign in here (%s)", cmp.Or(id.Email, "you have none"))
 	}
 	if len(p.o.AllowedUsers) > 0 && (id.Email == "" || !slices.ContainsFunc(p.o.AllowedUsers, same(id.Email))) {
-		return deny("%s may not sign in here", cmp.Or(id.Email, "somebody without a mail address"))
+		return deny("the address %s may not sign in here", cmp.Or(id.Email, "(you have none)"))
 	}
 	if len(p.o.AllowedGroups) > 0 && !slices.ContainsFunc(p.o.AllowedGroups, func(g string) bool { return slices.Contains(id.Groups, g) }) {
-		return deny("%s may not sign in here: none of your groups at %s is allowed to", id.String(), p.name)
+		return deny("you (%s) may not sign in here: none of your groups at %s is allowed to", id.String(), p.name)
 	}
 	return nil
 }

@@ -240,3 +240,13 @@ func isClosed(ch <-chan struct{}) bool {
 		return false
 	}
 }
+
+// StartProcess starts a program of the test's own on the host, and ends it with the lab; what names its log.
+func (h *Host) StartProcess(what, path string, args ...string) *Process {
+	h.l.t.Helper()
+	p := h.newProcess(what, nil, path, args...)
+	if err := p.Start(); err != nil {
+		h.l.t.Fatal(err)
+	}
+	return p
+}

@@ -158,3 +158,56 @@ func (p *Provider) change(v map[string]any) {
 	}
 	p.wait("changed ")
 }
+
+// NeedBrowser skips the test, with the reason, where no browser can run; with SKEIN_LAB_REQUIRED=1 it fails it. It returns
+// Chromium's path.
+func NeedBrowser(t testing.TB) string {
+	t.Helper()
+	Need(t)
+	const debian = "/usr/lib/chromium/chromium" // what the script in the PATH starts, which wants Debian's /etc
+	if _, err := os.Stat(debian); err == nil {
+		return debian
+	}
+	path, err := exec.LookPath("chromium")
+	if err == nil {
+		return path
+	}
+	if os.Getenv("SKEIN_LAB_REQUIRED") == "1" {
+		t.Fatalf("SKEIN_LAB_REQUIRED=1, but there is no browser: %v", err)
+	}
+	t.Skipf("there is no browser: %v", err)
+	return ""
+}
+
+// Visit is what a person does in a browser: see browser.mjs.
+type Visit struct {
+	URL      string `json:"url"`      // where tailscale up has sent them
+	Provider string `json:"provider"` // as the button calls it
+	Name     string `json:"name"`     // whom they sign in as
+	Chromium string `json:"chromium"`
+	Shots    string `json:"shots,omitempty"` // folder for pictures; empty: none
+	Width    int    `json:"width,omitempty"`
+	Steps    string `json:"steps,omitempty"` // "signin": do not add the machine
+	NoScript bool   `json:"-"`
+}
+
+// Seen is what they saw.
+type Seen struct {
+	Pages []struct{ Name, URL, Title, Text string }
+	// Faults are errors of scripts and messages of the browser.
+	Faults  []string
+	Cookies []struct{ Name string } // of sign-ins that were not finished
+	Error   string
+}
+
+// VisitArgs are the arguments of node for a visit.
+func VisitArgs(v Visit) []string {
+	b, err := json.Marshal(struct {
+		Visit
+		JavaScript bool `json:"javascript"`
+	}{v, !v.NoScript})
+	if err != nil {
+		panic(err) // it is made of strings
+	}
+	return []string{filepath.Join(Dir(), "browser.mjs"), string(b)}
+}
