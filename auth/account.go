@@ -206,7 +206,7 @@ func (a *Accounts) UseLink(ctx context.Context, secret, name, password string) (
 }
 
 // useLink marks l as used, makes its user if need be, and stores what the user signs in with. It makes l usable again if that fails.
-func (a *Accounts) useLink(ctx context.Context, l *tailnet.AccountLink, name, hash string, k *tailnet.Passkey) (u *tailnet.User, err error) {
+func (a *Accounts) useLink(ctx context.Context, l *tailnet.AccountLink, name, hash string, k *newPasskey) (u *tailnet.User, err error) {
 	now := a.o.Now()
 	first, err := a.o.Store.UseAccountLink(ctx, a.o.Tailnet, l.ID, now)
 	if err != nil {
@@ -228,7 +228,10 @@ func (a *Accounts) useLink(ctx context.Context, l *tailnet.AccountLink, name, ha
 		return nil, fmt.Errorf("reading an account: %w", err)
 	}
 	if acc == nil {
-		acc = &tailnet.Account{Tailnet: a.o.Tailnet, User: u.ID, Created: now}
+		acc = &tailnet.Account{Tailnet: a.o.Tailnet, User: u.ID, Handle: newHandle(), Created: now}
+		if k != nil {
+			acc.Handle = k.handle
+		}
 	}
 	if hash != "" {
 		acc.Password, acc.PasswordSet = hash, now
@@ -237,7 +240,7 @@ func (a *Accounts) useLink(ctx context.Context, l *tailnet.AccountLink, name, ha
 		return nil, fmt.Errorf("storing an account: %w", err)
 	}
 	if k != nil {
-		if err := a.o.Store.PutPasskey(ctx, a.o.Tailnet, u.ID, k); err != nil {
+		if err := a.o.Store.PutPasskey(ctx, a.o.Tailnet, u.ID, k.Passkey); err != nil {
 			return nil, err
 		}
 	}

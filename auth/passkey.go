@@ -65,51 +65,47 @@ type Ceremony struct {
 	State   string `json:"state"`   // comes back with its answer
 }
 
-// passkeyData is tailnet.Passkey.Data.
-type passkeyData struct {
-	Handle     []byte              `json:"handle"` // what authenticators know the user by: random, the same for all passkeys of one
-	Credential webauthn.Credential `json:"credential"`
-}
-
 // keyHolder is a user as WebAuthn knows it.
 type keyHolder struct {
 	user   *tailnet.User // nil: it is not made yet
 	name   string
 	handle []byte
 	keys   []*tailnet.Passkey
-	data   []passkeyData // of keys
+	creds  []webauthn.Credential // of keys
 }
 
 func (h *keyHolder) WebAuthnID() []byte          { return h.handle }
 func (h *keyHolder) WebAuthnName() string        { return h.name }
 func (h *keyHolder) WebAuthnDisplayName() string { return h.name }
-func (h *keyHolder) WebAuthnCredentials() (out []webauthn.Credential) {
-	for _, d := range h.data {
-		out = append(out, d.Credential)
-	}
-	return out
+func (h *keyHolder) WebAuthnCredentials() []webauthn.Credential {
+	return h.creds
 }
 
 // newHolder is u with the passkeys of acc; either may be nil.
 func newHolder(u *tailnet.User, name string, acc *tailnet.Account) (*keyHolder, error) {
 	h := &keyHolder{user: u, name: name}
-	if acc != nil {
-		h.keys = acc.Passkeys
+	if acc == nil {
+		h.handle = newHandle()
+		return h, nil
 	}
+	h.handle, h.keys = acc.Handle, acc.Passkeys
 	for _, k := range h.keys {
-		var d passkeyData
-		if err := json.Unmarshal(k.Data, &d); err != nil {
+		var c webauthn.Credential
+		if err := json.Unmarshal(k.Data, &c); err != nil {
 			return nil, fmt.Errorf("the stored passkey %q of %s cannot be read: %w", k.Name, name, err)
 		}
-		h.data, h.handle = append(h.data, d), d.Handle
-	}
-	if h.handle == nil {
-		h.handle = make([]byte, 32)
-		if _, err := rand.Read(h.handle); err != nil {
-			return nil, err
-		}
+		h.creds = append(h.creds, c)
 	}
 	return h, nil
+}
+
+// newHandle is a tailnet.Account.Handle.
+func newHandle() []byte {
+	b := make([]byte, 32)
+	if _, err := rand.Read(b); err != nil {
+		panic("no randomness: " + err.Error())
+	}
+	return b
 }
 
 // sealed is what goes through the browser.
@@ -253,15 +249,8 @@ func (a *Accounts) holder(ctx context.Context, handle []byte) (*keyHolder, error
 	sn := a.o.State.Snapshot()
 	for _, acc := range accs {
 		u := sn.User(acc.User)
-		if u == nil || len(acc.Passkeys) == 0 {
-			continue
-		}
-		h, err := newHolder(u, u.Name, acc)
-		if err != nil {
-			return nil, err
-		}
-		if subtle.ConstantTimeCompare(h.handle, handle) == 1 {
-			return h, nil
+		if u != nil && subtle.ConstantTimeCompare(acc.Handle, handle) == 1 {
+			return newHolder(u, u.Name, acc)
 		}
 	}
 	return nil, nil
@@ -270,13 +259,13 @@ func (a *Accounts) holder(ctx context.Context, handle []byte) (*keyHolder, error
 // updatePasskey stores the signature counter of a passkey and when it was used.
 func (a *Accounts) updatePasskey(ctx context.Context, h *keyHolder, cred *webauthn.Credential) {
 	for i, k := range h.keys {
-		if string(h.data[i].Credential.ID) != string(cred.ID) {
+		if string(h.creds[i].ID) != string(cred.ID) {
 			continue
 		}
 		if cred.Authenticator.CloneWarning {
 			a.o.Log.Warn("a passkey counts backwards: there may be a copy of it", "user", h.name, "passkey", k.Name)
 		}
-		b, err := json.Marshal(passkeyData{h.handle, *cred})
+		b, err := json.Marshal(cred)
 		if err == nil {
 			c := *k
 			c.Data, c.Used = b, a.o.Now()
@@ -318,8 +307,14 @@ func (a *Accounts) beginRegistration(purpose string, u *tailnet.User, name strin
 	return a.ceremony(opts, s, purpose)
 }
 
+// newPasskey is a passkey that was made just now, and the handle under which the device has stored it.
+type newPasskey struct {
+	*tailnet.Passkey
+	handle []byte
+}
+
 // finishRegistration is the new passkey.
-func (a *Accounts) finishRegistration(purpose, state string, response []byte, u *tailnet.User, name, keyName string, acc *tailnet.Account) (*tailnet.Passkey, error) {
+func (a *Accounts) finishRegistration(purpose, state string, response []byte, u *tailnet.User, name, keyName string, acc *tailnet.Account) (*newPasskey, error) {
 	if a.passkeys == nil {
 		return nil, a.noKeys
 	}
@@ -342,14 +337,15 @@ func (a *Accounts) finishRegistration(purpose, state string, response []byte, u 
 		a.o.Log.Info("new passkey refused", "user", name, "err", explainWebAuthn(err))
 		return nil, tailnet.Errorf(tailnet.Invalid, "the new passkey could not be verified; try again")
 	}
-	data, err := json.Marshal(passkeyData{h.handle, *cred})
+	data, err := json.Marshal(cred)
 	if err != nil {
 		return nil, err
 	}
 	if keyName = tailnet.CleanText(keyName); keyName == "" {
 		keyName = "Passkey of " + now.UTC().Format("2 January 2006")
 	}
-	return &tailnet.Passkey{ID: base64.RawURLEncoding.EncodeToString(cred.ID), Name: keyName, Data: data, Created: now}, nil
+	k := &tailnet.Passkey{ID: base64.RawURLEncoding.EncodeToString(cred.ID), Name: keyName, Data: data, Created: now}
+	return &newPasskey{k, h.handle}, nil
 }
 
 // FinishAddPasskey adds the passkey that the browser's device has made. keyName may be empty.
@@ -365,7 +361,7 @@ func (a *Accounts) FinishAddPasskey(ctx context.Context, browser string, u *tail
 	if err != nil {
 		return err
 	}
-	if err := a.o.Store.PutPasskey(ctx, a.o.Tailnet, u.ID, k); err != nil {
+	if err := a.o.Store.PutPasskey(ctx, a.o.Tailnet, u.ID, k.Passkey); err != nil {
 		return err
 	}
 	a.o.Log.Info("passkey added", "user", u.Name, "passkey", k.Name)

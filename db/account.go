@@ -2,7 +2,9 @@ package db
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"gorm.io/gorm"
@@ -14,7 +16,7 @@ import (
 func (d *DB) PutAccount(ctx context.Context, a *tailnet.Account) error {
 	f := &fields{table: "accounts", tailnet: int64(a.Tailnet), id: int64(a.User)}
 	r := accountRow{
-		TailnetID: int64(a.Tailnet), UserID: int64(a.User), Password: a.Password, PasswordSetAt: f.time("password_set_at", a.PasswordSet),
+		TailnetID: int64(a.Tailnet), UserID: int64(a.User), Handle: hex.EncodeToString(a.Handle), Password: a.Password, PasswordSetAt: f.time("password_set_at", a.PasswordSet),
 		CreatedAt: f.mustTime("created_at", a.Created), SignedInAt: f.time("signed_in_at", a.SignedIn),
 	}
 	if err := f.err(); err != nil {
@@ -69,6 +71,10 @@ func (d *DB) accounts(q *gorm.DB) ([]*tailnet.Account, error) {
 			Tailnet: tailnet.ID(r.TailnetID), User: tailnet.UserID(r.UserID), Password: r.Password,
 			PasswordSet: f.parseTime("password_set_at", r.PasswordSetAt), Created: f.parseTime("created_at", &r.CreatedAt),
 			SignedIn: f.parseTime("signed_in_at", r.SignedInAt),
+		}
+		var err error
+		if a.Handle, err = hex.DecodeString(r.Handle); err != nil {
+			return nil, fmt.Errorf("the handle of the account of user %d cannot be read: %w", r.UserID, err)
 		}
 		for _, k := range keys {
 			if k.UserID != r.UserID {

@@ -6,6 +6,7 @@ var migration007 = migration{version: 7, name: "accounts and web sessions", sql:
 CREATE TABLE accounts (
 	tailnet_id      BIGINT NOT NULL,
 	user_id         BIGINT NOT NULL,
+	handle          TEXT   NOT NULL,
 	password        TEXT   NOT NULL,
 	password_set_at TEXT,
 	created_at      TEXT   NOT NULL,

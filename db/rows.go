@@ -186,8 +186,9 @@ type sshCheckRow struct {
 func (sshCheckRow) TableName() string { return "ssh_checks" }
 
 type accountRow struct {
-	TailnetID     int64 `gorm:"primaryKey;autoIncrement:false"`
-	UserID        int64 `gorm:"primaryKey;autoIncrement:false"`
+	TailnetID     int64  `gorm:"primaryKey;autoIncrement:false"`
+	UserID        int64  `gorm:"primaryKey;autoIncrement:false"`
+	Handle        string // hex
 	Password      string
 	PasswordSetAt *string
 	CreatedAt     string

@@ -52,6 +52,7 @@ func clip(s string) string {
 type Account struct {
 	Tailnet     ID
 	User        UserID
+	Handle      []byte    // what passkeys know the user by: random, and the same for all of them
 	Password    string    // argon2id, in the PHC string format; empty: none
 	PasswordSet time.Time // when; zero: never
 	Passkeys    []*Passkey

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 
@@ -69,9 +70,10 @@ func (v *visit) showAccount(status int, notice string, faults []fault) error {
 		return err
 	}
 	now := v.h.o.Now()
+	methods := map[string]string{"password": "a password", "passkey": "a passkey", "link": "a one-time link"}
 	for _, s := range ss {
 		p.Sessions = append(p.Sessions, sessionRow{
-			ID: s.ID, Method: s.Method, Remote: s.Remote, Agent: browserName(s.Agent), Begun: ago(now, s.Created), Seen: ago(now, s.Seen), This: s.ID == v.session.ID,
+			ID: s.ID, Method: cmp.Or(methods[s.Method], s.Method), Remote: s.Remote, Agent: browserName(s.Agent), Begun: ago(now, s.Created), Seen: ago(now, s.Seen), This: s.ID == v.session.ID,
 		})
 	}
 	w := view{Title: "Your account", Place: "account", Token: v.token(), Notice: notice, Faults: faults, Page: p}

@@ -48,7 +48,10 @@ type nodeRow struct {
 
 func (v *visit) nodeRow(sn *state.Snapshot, n *state.Node) nodeRow {
 	now := v.h.o.Now()
-	r := nodeRow{ID: n.ID, Name: n.Name, OS: n.Hostinfo.OS, Online: n.Online, Seen: ago(now, n.LastSeen)}
+	r := nodeRow{ID: n.ID, Name: n.Name, OS: n.Hostinfo.OS, Online: n.Online, Seen: "never seen"}
+	if !n.LastSeen.IsZero() {
+		r.Seen = "seen " + ago(now, n.LastSeen)
+	}
 	if u := sn.User(n.Owner()); u != nil {
 		r.Owner = u.Title()
 	}

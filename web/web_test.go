@@ -44,6 +44,7 @@ type site struct {
 	srv   *httptest.Server
 	url   string
 	nodes *fakeNodes
+	h     http.Handler
 	clock atomic.Pointer[time.Time]
 }
 
@@ -105,22 +106,27 @@ func newSite(t testing.TB, edit func(*Options)) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.st.Close)
-	var h http.Handler
-	s.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r) }))
+	s.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.h.ServeHTTP(w, r) }))
 	t.Cleanup(s.srv.Close)
 	s.url = s.srv.URL
 	s.auth = auth.New(auth.Options{State: s.st, Store: s.db, Now: s.now, Log: log, ServerURL: s.url})
 	s.acc = auth.NewAccounts(auth.AccountsOptions{State: s.st, Store: s.db, ServerURL: s.url, Secret: []byte("secret"), Now: s.now, Log: log})
 	s.nodes = &fakeNodes{s.st}
+	s.serve(edit)
+	return s
+}
+
+// serve makes the pages anew.
+func (s *site) serve(edit func(*Options)) {
 	o := Options{
-		State: s.st, Auth: s.auth, Accounts: s.acc, Nodes: s.nodes, ServerURL: s.url, Secret: []byte("secret"), Now: s.now, Log: log,
+		State: s.st, Auth: s.auth, Accounts: s.acc, Nodes: s.nodes, ServerURL: s.url, Secret: []byte("secret"), Now: s.now,
+		Log:    slog.New(slog.DiscardHandler),
 		Remote: func(r *http.Request) netip.Addr { return netip.MustParseAddrPort(r.RemoteAddr).Addr() },
 	}
 	if edit != nil {
 		edit(&o)
 	}
-	h = New(o)
-	return s
+	s.h = New(o)
 }
 
 // user makes a user with a role, and a password if it is not empty.
