@@ -52,6 +52,29 @@ func TestTraps(t *testing.T) {
 			}
 		}
 	}
+	ends := func(w *world, _ tailnet.NodeID) {
+		w.now = w.now.Add(2 * time.Minute)
+		if err := w.st.Tick(ctx); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	renew := func(w *world, peer tailnet.NodeID) {
+		w.edit(peer, func(tx *state.Tx, n *tailnet.Node) { tx.NewKey(n, key.NewNode().Public()) })
+	}
+	status := func(s tailnet.UserStatus) step {
+		return func(w *world, peer tailnet.NodeID) {
+			if w.snapshot().UserByName("friend") == nil {
+				w.user("friend")
+			}
+			id := w.snapshot().UserByName("friend").ID
+			w.edit(peer, func(_ *state.Tx, n *tailnet.Node) { n.User = id })
+			w.update(func(tx *state.Tx) error {
+				u := *tx.User(id)
+				u.Status = s
+				return tx.PutUser(&u)
+			})
+		}
+	}
 	derp := func(home int, regions ...int) step {
 		return func(w *world, _ tailnet.NodeID) {
 			w.update(func(tx *state.Tx) error {
@@ -96,6 +119,20 @@ func TestTraps(t *testing.T) {
 		"no expiry any more": {
 			edit(func(n *tailnet.Node) { n.Expiry = statetest.Epoch }), edit(func(n *tailnet.Node) { n.Expiry = time.Time{} }),
 		},
+		"a key that ends, and is prolonged": {
+			online(true), edit(func(n *tailnet.Node) { n.Expiry = statetest.Epoch.Add(time.Minute) }), ends, edit(newDisco), online(false), online(true),
+			edit(func(n *tailnet.Node) { n.Endpoints, n.HomeDERP = epSet, 902 }), edit(func(n *tailnet.Node) { n.Expiry = time.Time{} }),
+		},
+		"a key that ends, and a new one": {
+			online(true), edit(func(n *tailnet.Node) { n.Expiry = statetest.Epoch.Add(time.Minute) }), ends,
+			edit(func(n *tailnet.Node) {
+				n.OldNodeKey, n.NodeKey, n.Expiry = n.NodeKey, key.NewNode().Public(), time.Time{}
+				newDisco(n)
+			}),
+		},
+		"a new key, and its use":          {online(true), renew, func(w *world, p tailnet.NodeID) { w.update(func(tx *state.Tx) error { return tx.KeyInUse(p) }) }, ends},
+		"a new key that is never used":    {online(true), renew, ends},
+		"the user suspended and restored": {status(tailnet.UserSuspended), edit(newDisco), status(tailnet.UserActive)},
 		"no tags, no routes any more": {
 			edit(func(n *tailnet.Node) { n.User, n.Tags = 0, []string{"tag:web"} }),
 			edit(func(n *tailnet.Node) {
