@@ -18,16 +18,18 @@ const DefaultKeyLife = 24 * time.Hour
 
 // PreAuthKey is a key that lets nodes join without a person.
 type PreAuthKey struct {
-	User        *User      `json:"user"` // null if the key gives tags
-	ID          ID         `json:"id"`
-	Key         string     `json:"key"` // the secret when it is made, later only the part that may be shown
-	Reusable    bool       `json:"reusable"`
-	Ephemeral   bool       `json:"ephemeral"`
-	Preapproved bool       `json:"preapproved"` // its nodes need no approval
-	Used        bool       `json:"used"`
-	Expiration  *time.Time `json:"expiration"` // null: never
-	CreatedAt   *time.Time `json:"createdAt"`
-	ACLTags     []string   `json:"aclTags"`
+	User        *User  `json:"user"` // null if the key gives tags
+	ID          ID     `json:"id"`
+	Key         string `json:"key"` // the secret when it is made, later only the part that may be shown
+	Reusable    bool   `json:"reusable"`
+	Ephemeral   bool   `json:"ephemeral"`
+	Preapproved bool   `json:"preapproved"` // its nodes need no approval
+	// KeyDurationSeconds is how long the keys of its nodes live, as in Settings; 0: as those say.
+	KeyDurationSeconds int64      `json:"keyDurationSeconds"`
+	Used               bool       `json:"used"`
+	Expiration         *time.Time `json:"expiration"` // null: never
+	CreatedAt          *time.Time `json:"createdAt"`
+	ACLTags            []string   `json:"aclTags"`
 
 	Revoked bool `json:"revoked"`
 	Usable  bool `json:"usable"` // a new node can join with it now
@@ -44,7 +46,8 @@ func (k *PreAuthKey) Namespace() string {
 func preAuthKeyJSON(sn *state.Snapshot, k *tailnet.PreAuthKey, now time.Time) *PreAuthKey {
 	return &PreAuthKey{
 		User: userOf(sn, k.User), ID: ID(k.ID), Key: k.Prefix, Reusable: k.Reusable, Ephemeral: k.Ephemeral, Preapproved: k.Preapproved, Used: k.Used,
-		Expiration: timestamp(k.Expires), CreatedAt: timestamp(k.Created), ACLTags: list(k.Tags),
+		KeyDurationSeconds: keyDurationSeconds(k.KeyDuration),
+		Expiration:         timestamp(k.Expires), CreatedAt: timestamp(k.Created), ACLTags: list(k.Tags),
 		Revoked: k.Revoked, Usable: k.Usable(now) == nil,
 	}
 }
@@ -60,12 +63,13 @@ type (
 	}
 	// CreatePreAuthKeyRequest makes a key. It needs User or ACLTags; a key with tags belongs to nobody, as do its nodes.
 	CreatePreAuthKeyRequest struct {
-		User        Ref        `json:"user"`
-		Reusable    bool       `json:"reusable"`
-		Ephemeral   bool       `json:"ephemeral"`
-		Preapproved bool       `json:"preapproved"`
-		Expiration  *time.Time `json:"expiration,omitempty"` // null: after DefaultKeyLife; the zero time: never
-		ACLTags     []string   `json:"aclTags,omitempty"`
+		User               Ref        `json:"user"`
+		Reusable           bool       `json:"reusable"`
+		Ephemeral          bool       `json:"ephemeral"`
+		Preapproved        bool       `json:"preapproved"`
+		KeyDurationSeconds int64      `json:"keyDurationSeconds,omitempty"`
+		Expiration         *time.Time `json:"expiration,omitempty"` // null: after DefaultKeyLife; the zero time: never
+		ACLTags            []string   `json:"aclTags,omitempty"`
 	}
 	// ExpirePreAuthKeyRequest names a key by its id, or by Key: its secret or the part of it that is shown.
 	ExpirePreAuthKeyRequest struct {
@@ -124,7 +128,11 @@ func (s *server) createPreAuthKey(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	kr := auth.KeyRequest{Tags: tags, Reusable: req.Reusable, Ephemeral: req.Ephemeral, Preapproved: req.Preapproved}
+	life, err := keyDuration(req.KeyDurationSeconds)
+	if err != nil {
+		return nil, err
+	}
+	kr := auth.KeyRequest{Tags: tags, Reusable: req.Reusable, Ephemeral: req.Ephemeral, Preapproved: req.Preapproved, KeyDuration: life}
 	if req.User != "" || len(tags) == 0 {
 		u, err := findUser(s.State.Snapshot(), req.User)
 		if err != nil {

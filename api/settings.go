@@ -47,11 +47,8 @@ func (s *server) settingsRoutes() []route {
 func (s *server) getSettings(*http.Request) (any, error) {
 	v := s.State.Snapshot().Tailnet.Settings
 	out := &Settings{
-		DeviceApproval: v.DeviceApproval, UserApproval: v.UserApproval, KeyDurationSeconds: int64(v.KeyDuration / time.Second),
+		DeviceApproval: v.DeviceApproval, UserApproval: v.UserApproval, KeyDurationSeconds: keyDurationSeconds(v.KeyDuration),
 		EffectiveKeyDurationSeconds: int64(s.Auth.KeyDuration(v) / time.Second),
-	}
-	if v.KeyDuration == tailnet.KeyForever {
-		out.KeyDurationSeconds = KeyForever
 	}
 	return SettingsAnswer{out}, nil
 }
@@ -70,14 +67,9 @@ func (s *server) changeSettings(r *http.Request) (any, error) {
 	}
 	var keys time.Duration
 	if d := req.KeyDurationSeconds; d != nil {
-		switch {
-		case *d == KeyForever:
-			keys = tailnet.KeyForever
-		case *d < 0 || *d > int64(tailnet.MaxKeyDuration/time.Second):
-			return nil, tailnet.Errorf(tailnet.Invalid, "keyDurationSeconds: %d is neither a number of seconds from %d to %d, nor 0 for what the "+
-				"configuration says, nor %d for ever", *d, int64(tailnet.MinKeyDuration/time.Second), int64(tailnet.MaxKeyDuration/time.Second), KeyForever)
-		default:
-			keys = time.Duration(*d) * time.Second
+		var err error
+		if keys, err = keyDuration(*d); err != nil {
+			return nil, err
 		}
 	}
 	err := s.update(r, "change settings", func(tx *state.Tx) error {
@@ -97,6 +89,26 @@ func (s *server) changeSettings(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.getSettings(r)
+}
+
+// keyDuration is a keyDurationSeconds as a tailnet.Settings.KeyDuration.
+func keyDuration(seconds int64) (time.Duration, error) {
+	switch {
+	case seconds == KeyForever:
+		return tailnet.KeyForever, nil
+	case seconds < 0 || seconds > int64(tailnet.MaxKeyDuration/time.Second):
+		return 0, tailnet.Errorf(tailnet.Invalid, "keyDurationSeconds: %d is neither a number of seconds from %d to %d, nor 0 for the rule that "+
+			"holds otherwise, nor %d for ever", seconds, int64(tailnet.MinKeyDuration/time.Second), int64(tailnet.MaxKeyDuration/time.Second), KeyForever)
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
+// keyDurationSeconds is the opposite of keyDuration.
+func keyDurationSeconds(d time.Duration) int64 {
+	if d == tailnet.KeyForever {
+		return KeyForever
+	}
+	return int64(d / time.Second)
 }
 
 // ChangeSettings changes the settings that req names and returns all.

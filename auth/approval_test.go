@@ -139,6 +139,14 @@ func TestKeyDuration(t *testing.T) {
 	ends(e.in(d.fresh()), 0)
 	e.settings(tailnet.Settings{KeyDuration: tailnet.KeyForever})
 	ends(e.in(newDevice("mac").authKey(secret)), 0)
+	short, _ := e.key(KeyRequest{Reusable: true, KeyDuration: time.Hour})
+	ends(e.in(newDevice("short").authKey(short)), time.Hour)
+	e.settings(tailnet.Settings{KeyDuration: time.Minute})
+	ever, _ := e.key(KeyRequest{KeyDuration: tailnet.KeyForever})
+	ends(e.in(newDevice("ever").authKey(ever)), 0)
+	if _, _, err := e.a.CreatePreAuthKey(ctx, KeyRequest{User: e.junyao, KeyDuration: time.Second}); tailnet.CodeOf(err) != tailnet.Invalid {
+		t.Errorf("a key for nodes of a second: %v", err)
+	}
 	if err := e.st.Update(ctx, "", func(tx *state.Tx) error { return tx.SetSettings(tailnet.Settings{KeyDuration: time.Second}) }); tailnet.CodeOf(err) != tailnet.Invalid {
 		t.Errorf("a key duration of a second: %v", err)
 	}

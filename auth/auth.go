@@ -130,8 +130,9 @@ type KeyRequest struct {
 	Tags        []string
 	Reusable    bool
 	Ephemeral   bool
-	Preapproved bool      // its nodes need no approval (tailnet.Settings.DeviceApproval)
-	Expires     time.Time // zero: never
+	Preapproved bool          // its nodes need no approval (tailnet.Settings.DeviceApproval)
+	KeyDuration time.Duration // how long the keys of its nodes live, as tailnet.Settings.KeyDuration; 0: as that says
+	Expires     time.Time     // zero: never
 }
 
 // keyPrefix begins every pre-auth key; secret scanners know the family.
@@ -141,6 +142,9 @@ const keyPrefix = "tskey-auth-"
 func (a *Auth) CreatePreAuthKey(ctx context.Context, r KeyRequest) (secret string, k *tailnet.PreAuthKey, err error) {
 	if r.User == 0 && len(r.Tags) == 0 {
 		return "", nil, tailnet.Errorf(tailnet.Invalid, "a key needs a namespace or tags to give to its nodes")
+	}
+	if err := (tailnet.Settings{KeyDuration: r.KeyDuration}).Check(); err != nil {
+		return "", nil, err
 	}
 	for _, t := range r.Tags {
 		if err := tailnet.CheckTag(t); err != nil {
@@ -155,7 +159,7 @@ func (a *Auth) CreatePreAuthKey(ctx context.Context, r KeyRequest) (secret strin
 		}
 		k = tx.NewPreAuthKey()
 		k.Prefix, k.Hash = keyPrefix+shown, sha256.Sum256([]byte(secret))
-		k.Reusable, k.Ephemeral, k.Preapproved, k.Expires = r.Reusable, r.Ephemeral, r.Preapproved, r.Expires
+		k.Reusable, k.Ephemeral, k.Preapproved, k.KeyDuration, k.Expires = r.Reusable, r.Ephemeral, r.Preapproved, r.KeyDuration, r.Expires
 		if len(r.Tags) > 0 {
 			k.Tags = sortedUnique(r.Tags)
 		} else {

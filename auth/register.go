@@ -115,7 +115,7 @@ func (a *Auth) joinByKey(ctx context.Context, machine key.MachinePublic, r *tail
 		}
 		j := joining{
 			machine: machine, key: r.NodeKey, oldKey: r.OldNodeKey, nlKey: r.NLKey, hostinfo: r.Hostinfo, capver: r.Version,
-			expiry: r.Expiry, ephemeral: r.Ephemeral || k.Ephemeral, user: k.User, tags: k.Tags, preAuth: k.ID, approved: k.Preapproved,
+			expiry: r.Expiry, ephemeral: r.Ephemeral || k.Ephemeral, user: k.User, tags: k.Tags, preAuth: k.ID, approved: k.Preapproved, life: k.KeyDuration,
 			signature: r.NodeKeySignature, method: tailnet.RegisteredByKey,
 		}
 		if u := tx.User(k.User); u != nil {
@@ -247,7 +247,8 @@ type joining struct {
 	tags      []string
 	person    tailnet.UserID // who signs in, if it is not a key with tags: the same as user unless the node gets tags
 	approved  bool           // needs no further approval
-	ends      time.Time      // of its key, in place of the tailnet's rule; zero: by that rule
+	ends      time.Time      // of its key, in place of the tailnet's rule; zero: by life
+	life      time.Duration  // of its key, as tailnet.PreAuthKey.KeyDuration
 	preAuth   tailnet.PreAuthKeyID
 	signature []byte
 	method    string
@@ -305,13 +306,11 @@ func (a *Auth) join(tx *state.Tx, j joining) (*tailnet.Node, error) {
 	n.Hostinfo, n.Capver, n.Ephemeral = h, j.capver, j.ephemeral
 	n.RegisterMethod, n.PreAuthKey = j.method, j.preAuth
 	tx.AutoApprove(n)
-	n.Expiry = a.expiry(tx, n, j.expiry)
-	if !j.ends.IsZero() && !n.Tagged() && !n.NeverExpires {
-		n.Expiry = j.ends
-		if j.expiry.After(tx.Now()) && j.expiry.Before(j.ends) {
-			n.Expiry = j.expiry
-		}
+	ends := j.ends
+	if ends.IsZero() {
+		ends = a.keyEnds(tx, j.life)
 	}
+	n.Expiry = expiry(tx.Now(), n, ends, j.expiry)
 	if err := tx.PutNode(n); err != nil {
 		return nil, err
 	}
@@ -330,23 +329,33 @@ func (a *Auth) KeyDuration(s tailnet.Settings) time.Duration {
 }
 
 // Renew lets the key of n, a clone, live as long as if the node had just logged in.
-func (a *Auth) Renew(tx *state.Tx, n *tailnet.Node) { n.Expiry = a.expiry(tx, n, time.Time{}) }
+func (a *Auth) Renew(tx *state.Tx, n *tailnet.Node) {
+	n.Expiry = expiry(tx.Now(), n, a.keyEnds(tx, 0), time.Time{})
+}
 
-// expiry is when the key of n ends that begins now: never for a tagged node, or where an administrator said so; the client may
-// only ask for less than the tailnet's rule.
-func (a *Auth) expiry(tx *state.Tx, n *tailnet.Node, asked time.Time) time.Time {
-	if n.Tagged() || n.NeverExpires {
+// keyEnds is when a key ends that begins now and lives as long as life says (as tailnet.PreAuthKey.KeyDuration), or by the tailnet's
+// rule if that is 0; zero: never.
+func (a *Auth) keyEnds(tx *state.Tx, life time.Duration) time.Time {
+	s := tx.Tailnet().Settings
+	if life != 0 {
+		s.KeyDuration = life
+	}
+	if d := a.KeyDuration(s); d > 0 {
+		return tx.Now().Add(d)
+	}
+	return time.Time{}
+}
+
+// expiry is when the key of n ends, which is at ends if neither n nor its client has another wish: never for a tagged node, or
+// where an administrator said so; the client may only ask for less.
+func expiry(now time.Time, n *tailnet.Node, ends, asked time.Time) time.Time {
+	switch {
+	case n.Tagged() || n.NeverExpires:
 		return time.Time{}
+	case asked.After(now) && (ends.IsZero() || asked.Before(ends)):
+		return asked
 	}
-	now := tx.Now()
-	var e time.Time
-	if d := a.KeyDuration(tx.Tailnet().Settings); d > 0 {
-		e = now.Add(d)
-	}
-	if asked.After(now) && (e.IsZero() || asked.Before(e)) {
-		e = asked
-	}
-	return e
+	return ends
 }
 
 // SetHostname takes over the name that a machine gives itself. The MagicDNS name follows unless an administrator chose it.

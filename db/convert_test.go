@@ -39,7 +39,7 @@ func sampleUser() *tailnet.User {
 
 func sampleKey() *tailnet.PreAuthKey {
 	return &tailnet.PreAuthKey{ID: 3, Prefix: "abc", Hash: [32]byte{1, 31: 255}, User: 2, Tags: []string{"tag:x"}, Reusable: true, Ephemeral: true,
-		Preapproved: true, Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
+		Preapproved: true, KeyDuration: time.Hour, Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
 }
 
 func sampleCredential() *tailnet.Credential {

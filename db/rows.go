@@ -54,6 +54,7 @@ type preAuthKeyRow struct {
 	Reusable    bool
 	Ephemeral   bool
 	Preapproved bool
+	KeyDuration int64 // nanoseconds
 	Used        bool
 	CreatedAt   *string
 	ExpiresAt   *string

@@ -250,8 +250,9 @@ type PreAuthKey struct {
 	Tags        []string // given to the nodes that join with it
 	Reusable    bool
 	Ephemeral   bool
-	Preapproved bool // its nodes need no approval of an administrator
-	Used        bool // a node has joined with it
+	Preapproved bool          // its nodes need no approval of an administrator
+	KeyDuration time.Duration // how long the keys of its nodes live; 0: as the tailnet's settings say; KeyForever: they do not end
+	Used        bool          // a node has joined with it
 	Created     time.Time
 	Expires     time.Time // zero: never
 	Revoked     bool

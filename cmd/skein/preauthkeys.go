@@ -22,7 +22,7 @@ func newPreAuthKeysCommand(c *cli) *cobra.Command {
 
 func (c *cli) keysCreate() *cobra.Command {
 	var req api.CreatePreAuthKeyRequest
-	var namespace, expiration string
+	var namespace, expiration, life string
 	cmd := &cobra.Command{
 		Use: "create --namespace NAMESPACE", Aliases: []string{"new", "add"}, Short: "Make a key and print it, this once",
 		Long: `Make a key and print it. It is shown this once and can not be told again. Without --reusable one machine can join with it.
@@ -46,6 +46,10 @@ The nodes that join with a key with tags belong to the tags; then no namespace i
 				}
 				req.Expiration = &t
 			}
+			var err error
+			if req.KeyDurationSeconds, err = parseKeyDuration(life); err != nil {
+				return usagef("--node-expiry: %v", err)
+			}
 			cl, err := c.client()
 			if err != nil {
 				return err
@@ -66,6 +70,7 @@ The nodes that join with a key with tags belong to the tags; then no namespace i
 	f.BoolVar(&req.Reusable, "reusable", false, "any number of machines can join with it")
 	f.BoolVar(&req.Ephemeral, "ephemeral", false, "its nodes are removed when they have been offline for a while")
 	f.BoolVar(&req.Preapproved, "pre-approved", false, "its nodes need no approval (skein settings set --device-approval on)")
+	f.StringVar(&life, "node-expiry", "default", "how `LONG` its nodes stay logged in: 90d, never, or default, which is what \"skein settings get\" says")
 	f.StringVarP(&expiration, "expiration", "e", config.Duration(api.DefaultKeyLife).String(), "how long it lives (24h, 90d), until `WHEN` (2027-01-31), or \"never\"")
 	f.StringSliceVar(&req.ACLTags, "tags", nil, "`TAG`s that its nodes get, such as tag:ci, separated by commas or repeated")
 	return cmd

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -75,19 +76,9 @@ Key duration: how long the key of a node lives that logs in from now on; "defaul
 				return err
 			}
 			if cmd.Flags().Changed("key-duration") {
-				var seconds int64
-				switch life {
-				case "never":
-					seconds = api.KeyForever
-				case "default":
-				default:
-					d, err := config.ParseDuration(life)
-					if err != nil || d <= 0 {
-						return usagef("--key-duration: %q is neither a duration such as 90d or 12h, nor \"never\" or \"default\"", life)
-					}
-					if seconds = int64(d.Std() / time.Second); seconds == 0 {
-						return usagef("--key-duration: %s is too short", life)
-					}
+				seconds, err := parseKeyDuration(life)
+				if err != nil {
+					return usagef("--key-duration: %v", err)
 				}
 				req.KeyDurationSeconds = &seconds
 			}
@@ -114,6 +105,21 @@ Key duration: how long the key of a node lives that logs in from now on; "defaul
 	}
 	must(cmd.RegisterFlagCompletionFunc("key-duration", cobra.FixedCompletions([]string{"90d", "180d", "never", "default"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
+}
+
+// parseKeyDuration reads how long keys of nodes live, in the seconds of the API.
+func parseKeyDuration(s string) (int64, error) {
+	switch s {
+	case "never":
+		return api.KeyForever, nil
+	case "default":
+		return 0, nil
+	}
+	d, err := config.ParseDuration(s)
+	if err != nil || d.Std() < time.Second {
+		return 0, fmt.Errorf("%q is neither a duration such as 90d or 12h, nor \"never\" or \"default\"", s)
+	}
+	return int64(d.Std() / time.Second), nil
 }
 
 // switchFlag is what a flag that can be on or off says; nil if it is not given.
