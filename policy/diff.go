@@ -33,6 +33,7 @@ const (
 	maxChanges = 1000      // changes told in words
 	maxNames   = 100       // names on one side of a change
 	maxCompare = 2_000_000 // pairs of kinds that are looked at
+	maxMore    = 30_000    // further changes that are counted
 )
 
 // ownDevices is the destination of what a change does between the devices of one user, where it does so for several.
@@ -40,8 +41,8 @@ const ownDevices = "their own devices"
 
 // Diff is what changes for the nodes of a tailnet from one policy to another. Both must be compiled for the same users and
 // nodes. An empty result says that nobody gains or loses anything; attributes of nodes, which are not access, do not
-// count. more is how many further changes there are which are not told; -1: there are so many kinds of nodes that not all
-// were looked at.
+// count. more is how many further changes there are which are not told; -1: there are so many that not all kinds of nodes were
+// looked at, and what is told may be about others too.
 //
 // It looks at kinds of nodes, not at nodes: those that both policies treat alike are one kind, and what one kind may do at
 // another is the AND of two rows of bits, worked out in words once for each result. So the cost is the square of the
@@ -55,7 +56,7 @@ func Diff(old, new *Compiled) (changes []Change, more int) {
 	compared := 0
 	for i := range kinds {
 		for j := range places {
-			if compared++; compared > maxCompare {
+			if compared++; compared > maxCompare || d.more > maxMore {
 				return d.changes(), -1
 			}
 			a, b := &kinds[i], &places[j]
@@ -158,7 +159,7 @@ func (d *differ) tell(facts []fact, src, dst []string) {
 			if d.beyond == nil {
 				d.beyond = map[string]bool{}
 			}
-			if !d.beyond[key] && len(d.beyond) < maxCompare {
+			if !d.beyond[key] && len(d.beyond) <= maxMore {
 				d.beyond[key] = true
 				d.more++
 			}

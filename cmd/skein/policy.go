@@ -186,7 +186,7 @@ func tellChanges(w io.Writer, changes []api.PolicyChange, more bool, further, li
 	}
 	switch {
 	case more && further == 0:
-		fmt.Fprintln(w, "… and more: there are too many kinds of users to look at them all")
+		fmt.Fprintln(w, "… and so much more that not everybody was looked at")
 	case rest > 0:
 		fmt.Fprintf(w, "… and %d more\n", rest)
 	}
