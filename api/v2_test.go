@@ -214,6 +214,9 @@ func TestV2Policy(t *testing.T) {
 	if err := c.Set(ctx, text, got.ETag); status(err) != 412 {
 		t.Errorf("an old tag: %v", err)
 	}
+	if err := c.Set(ctx, `{"acls": [{"action": "accept", "src": ["*", "still.to.come@example.org"], "dst": ["*:80"]}]}`, ""); err != nil {
+		t.Error(err)
+	}
 	err = c.Set(ctx, `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:99999"]}]}`, "")
 	if status(err) != 400 || len(ts.ErrorData(err)) != 1 || !strings.Contains(ts.ErrorData(err)[0].Errors[0], "line 1") {
 		t.Errorf("a fault: %v %+v", err, ts.ErrorData(err))
