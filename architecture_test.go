@@ -37,12 +37,13 @@ var allowed = map[string][]string{
 	"api":                   {"tailnet", "policy", "state", "auth", "remote"},
 	"web":                   {"tailnet", "state", "auth"},
 	"integration":           {"integration/lab", "integration/oidc"},
+	"backup":                {},
 	"takeover":              {"tailnet", "policy", "dns"},
 	"integration/lab":       {"api"},
 	"integration/oidc":      {},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover"},
+	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover", "backup"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 

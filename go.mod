@@ -3,6 +3,7 @@ module github.com/skein-vpn/skein
 go 1.26.6
 
 require (
+	filippo.io/age v1.3.2
 	github.com/coder/websocket v1.8.14
 	github.com/coreos/go-oidc/v3 v3.21.0
 	github.com/creack/pty v1.1.24
@@ -38,6 +39,8 @@ require (
 	pgregory.net/rapid v1.3.0
 	tailscale.com v1.102.5
 )
+
+require filippo.io/hpke v0.4.0 // indirect
 
 require (
 	9fans.net/go v0.0.8-0.20250307142834-96bdba94b63f // indirect

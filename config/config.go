@@ -58,6 +58,8 @@ type Config struct {
 
 	Cluster Cluster `key:"cluster"`
 
+	Backup Backup `key:"backup"`
+
 	// TLSCertPath and TLSKeyPath are a certificate chain and its key, PEM. Both or neither. Without them a self-signed certificate
 	// serves the relay, and the server URL is plain http or a reverse proxy's.
 	TLSCertPath string `key:"tls_cert_path" path:"true" live:"true"`
@@ -93,7 +95,11 @@ type Config struct {
 	Limits Limits `key:"limits"`
 
 	origin map[string]origin // by key; a key that is missing has its default
+	file   string
 }
+
+// File is the configuration file that was read, empty if there was none.
+func (c *Config) File() string { return c.file }
 
 // Noise is about the connection clients make to the server.
 type Noise struct {
@@ -149,6 +155,17 @@ type DERPServer struct {
 
 	// AutomaticallyAddEmbeddedDERPRegion puts the relay into the DERP map. Without it, describe it in one of DERP.Paths.
 	AutomaticallyAddEmbeddedDERPRegion bool `key:"automatically_add_embedded_derp_region" live:"true"`
+}
+
+// Backup is about backups that the server makes by itself.
+type Backup struct {
+	// Dir is the folder that they go to. Empty: none are made.
+	Dir   string   `key:"dir" path:"true"`
+	Every Duration `key:"every"`
+	Keep  int      `key:"keep"` // how many; older ones are removed. Zero: all
+
+	// PassphrasePath is a file whose first line encrypts them, in the format of age. Empty: they are not encrypted.
+	PassphrasePath string `key:"passphrase_path" path:"true"`
 }
 
 // Database is where everything is kept.
@@ -350,6 +367,7 @@ func Default() *Config {
 		},
 		Database:              Database{Type: "sqlite", Postgres: Postgres{Host: "localhost", Port: 5432, Name: "skein", User: "skein", SSL: "prefer"}},
 		Cluster:               Cluster{TellClients: true, StepAsideAfter: Duration(30 * time.Second)},
+		Backup:                Backup{Every: Duration(24 * time.Hour), Keep: 7},
 		TLSFallbackListenAddr: ":443",
 		DNS:                   DNS{MagicDNS: true, BaseDomain: "skein.internal"},
 		OIDC:                  OIDC{OIDCProvider: defaultOIDC()},

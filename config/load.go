@@ -28,7 +28,7 @@ const (
 const EnvPrefix = "SKEIN_"
 
 // otherEnv are environment variables of Skein that are no settings; a name that ends in "*" stands for all that start so.
-var otherEnv = []string{"SKEIN_SOCKET", "SKEIN_SERVER", "SKEIN_API_KEY", "SKEIN_API_KEY_FILE", "SKEIN_CONFIG", "SKEIN_CONFORMANCE", "SKEIN_LAB_*"}
+var otherEnv = []string{"SKEIN_SOCKET", "SKEIN_SERVER", "SKEIN_API_KEY", "SKEIN_API_KEY_FILE", "SKEIN_CONFIG", "SKEIN_BACKUP_PASSPHRASE", "SKEIN_CONFORMANCE", "SKEIN_LAB_*"}
 
 // Options says where Load looks.
 type Options struct {
@@ -109,7 +109,7 @@ func load(o Options) (*Config, Faults, error) {
 		return nil, nil, err
 	}
 	c := Default()
-	c.origin = map[string]origin{}
+	c.origin, c.file = map[string]origin{}, path
 	var faults Faults
 	if path != "" {
 		faults = c.readFile(path, data)

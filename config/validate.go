@@ -36,8 +36,22 @@ func (c *Config) check() Faults {
 	k.derp()
 	k.dns()
 	k.oidc()
+	k.backup()
 	k.rest()
 	return k.faults
+}
+
+func (k *checker) backup() {
+	b := k.c.Backup
+	if b.Every.Std() < time.Minute {
+		k.fault("backup.every", "%v: want one minute at the least, such as 1d", b.Every)
+	}
+	if b.Keep < 0 {
+		k.fault("backup.keep", "%d: want how many backups to keep, or 0 for all", b.Keep)
+	}
+	if b.PassphrasePath != "" && b.Dir == "" {
+		k.fault("backup.passphrase_path", "is set, but backup.dir is not: no backups are made")
+	}
 }
 
 func (k *checker) listeners() {

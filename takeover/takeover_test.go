@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/db/pgtest"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -284,3 +285,5 @@ func mustBcrypt(t *testing.T, secret string, cost int) string {
 	}
 	return string(h)
 }
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }

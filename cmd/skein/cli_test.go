@@ -157,6 +157,7 @@ func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(*
 //	ssh FROM TO USER                                     an SSH session that waits; sets $ID
 //	code N skein ARGS...                                 run skein, which must end with exit code N
 //	headscale DIR                                        files of a headscale server with one user and one node
+//	hold FILE                                            open a database as a running server does
 //	sql FILE STATEMENT                                   change a SQLite database
 //	keep VAR                                             what was printed last, without the newline, as $VAR
 func TestScripts(t *testing.T) {
@@ -237,6 +238,11 @@ func TestScripts(t *testing.T) {
 			},
 			"headscale": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(writeHeadscale(ts.MkAbs(args[0]))) },
 			"sql":       func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(runSQL(ts.MkAbs(args[0]), args[1])) },
+			"hold": func(ts *testscript.TestScript, _ bool, args []string) {
+				d, err := db.Open(context.Background(), db.Options{Path: ts.MkAbs(args[0])})
+				ts.Check(err)
+				ts.Defer(func() { d.Close() })
+			},
 			"keep": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 			},

@@ -380,9 +380,11 @@ func place(from, to, aside string) error {
 	if err != nil {
 		return err
 	}
-	if old, err := os.ReadFile(to); err == nil && string(old) == string(b) {
+	old, err := os.ReadFile(to)
+	if _, logged := os.Stat(to + "-wal"); err == nil && string(old) == string(b) && logged != nil {
 		return nil
-	} else if err == nil {
+	}
+	if err == nil {
 		for _, suffix := range []string{"", "-wal", "-shm"} {
 			if err := os.Rename(to+suffix, to+aside+suffix); err != nil && (suffix == "" || !errors.Is(err, os.ErrNotExist)) {
 				return err

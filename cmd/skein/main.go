@@ -1,7 +1,8 @@
 // Command skein is the server and its command line.
 //
 // `skein serve` runs the server; every other command asks the running one over its unix socket, by package api, and prints
-// what it answers. No command opens the database of a running server.
+// what it answers. No command writes to the database of a running server; backup
+// reads a copy of it, and import, restore and db copy refuse while one runs.
 //
 // # Conventions of every command
 //
@@ -136,6 +137,9 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newDERPCommand(c),
 		newConfigCommand(c),
 		newImportCommand(c),
+		newBackupCommand(c),
+		newRestoreCommand(c),
+		newDBCommand(c),
 		newHealthCommand(c),
 		newVersionCommand(c),
 		newSocketHelp(),

@@ -480,6 +480,9 @@ func (s *server) serve(context.Context) error {
 		s.goRun(func() { s.followRecords(run, path) })
 	}
 	s.goRun(func() { s.purge(run) })
+	if s.cfg.Backup.Dir != "" {
+		s.goRun(func() { s.backups(run) })
+	}
 	if s.cluster != nil {
 		s.goRun(func() { s.cluster.Run(run, s.state.Follow) })
 		s.goRun(func() { s.meetServers(run) })
