@@ -60,6 +60,9 @@ func (g *Gate) Enter(h http.Header, r *http.Request) (*http.Request, error) {
 		}
 		return nil, g.challenge(h, err)
 	}
+	if addr.IsValid() {
+		p.Remote = addr.String()
+	}
 	return r.WithContext(auth.WithPrincipal(r.Context(), p)), nil
 }
 

@@ -15,6 +15,8 @@ import (
 type Registrar interface {
 	// CreatePreAuthKey makes a key and returns its secret, which nobody can tell again.
 	CreatePreAuthKey(ctx context.Context, req auth.KeyRequest) (secret string, k *tailnet.PreAuthKey, err error)
+	// AuditLog are the entries of the audit log that q chooses: the newest first, or, with q.After, the oldest first.
+	AuditLog(ctx context.Context, q tailnet.AuditQuery) ([]*tailnet.AuditEntry, error)
 	// RevokePreAuthKey ends a key for good; nodes that joined with it stay.
 	RevokePreAuthKey(ctx context.Context, id tailnet.PreAuthKeyID) error
 	// CreateAPIKey makes a key for p and returns its secret, which nobody can tell again.

@@ -30,6 +30,7 @@
 //	GET    /oauthclient                       DELETE /oauthclient/{client}
 //	POST   /oauthclient                       GET    /admin
 //	DELETE /admin/{user}                      POST   /admin/link, /admin/{user}/reset
+//	GET    /audit
 //
 //	GET    /dns                               POST   /dns/records
 //	PATCH  /dns                               DELETE /dns/records ?name=&value=
@@ -175,7 +176,7 @@ type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
 func (s *server) routes() []route {
 	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.oauthClientRoutes(), s.loginRoutes(),
-		s.sshCheckRoutes(), s.adminRoutes(), s.policyRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.clusterRoutes(), s.healthRoutes())
+		s.sshCheckRoutes(), s.adminRoutes(), s.policyRoutes(), s.auditRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.clusterRoutes(), s.healthRoutes())
 }
 
 // methodsAt are the methods that r's path knows.

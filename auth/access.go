@@ -139,6 +139,7 @@ type Principal struct {
 	Role       tailnet.Role   // of User, if that is not 0
 	Scopes     []string       // of what it came in with; the role may hold less
 	Credential string         // id of the API key or OAuth client; may be empty
+	Remote     string         // address that it comes from; may be empty
 
 	// TagBound says that it may give no tags but Tags and those that they own in the policy (tagOwners).
 	TagBound bool
@@ -267,9 +268,19 @@ func orNone(ss []string) string {
 
 type principalKey struct{}
 
-// WithPrincipal is ctx with who acts in it.
+// WithPrincipal is ctx with who acts in it, for the audit log as well.
 func WithPrincipal(ctx context.Context, p *Principal) context.Context {
+	id := p.Credential
+	if id == "" && p.User != 0 {
+		id = p.User.String()
+	}
+	ctx = state.WithActor(ctx, state.Actor{Kind: string(p.Kind), Name: p.Name, ID: id, Origin: origins[p.Kind], Remote: p.Remote})
 	return context.WithValue(ctx, principalKey{}, p)
+}
+
+// origins is where the audit log says that somebody's changes come from.
+var origins = map[Kind]string{
+	KindServer: "server", KindSocket: "cli", KindAPIKey: "api", KindToken: "api", KindUser: "web", KindClient: "client",
 }
 
 // PrincipalOf is who acts in ctx; nil, who may do nothing, if nobody was named.

@@ -248,13 +248,13 @@ func TestCredentialUses(t *testing.T) {
 // OAuth clients that headscale has made live on.
 func TestImportedOAuthClients(t *testing.T) {
 	e := newEnv(t, nil)
-	secret := "hskey-client-abcdef-" + strings.Repeat("0123456789abcdef", 2)
+	secret := "hskey-client-abcdefghijkl-" + strings.Repeat("0123456789abcdef", 2)
 	salt := []byte("0123456789abcdef")
 	b64 := base64.RawStdEncoding.EncodeToString
-	hash := "$argon2id$v=19$m=64,t=1,p=1$" + b64(salt) + "$" + b64(argon2.IDKey([]byte(afterID(secret, "abcdef")), salt, 1, 64, 1, 32))
+	hash := "$argon2id$v=19$m=64,t=1,p=1$" + b64(salt) + "$" + b64(argon2.IDKey([]byte(afterID(secret, "abcdefghijkl")), salt, 1, 64, 1, 32))
 	put := func(hash string) {
 		e.update(func(tx *state.Tx) error {
-			return tx.PutCredential(&tailnet.Credential{ID: "abcdef", Kind: tailnet.OAuthClient, HashKind: tailnet.HashArgon2, Hash: []byte(hash), Scopes: []string{ScopeDNS}})
+			return tx.PutCredential(&tailnet.Credential{ID: "abcdefghijkl", Kind: tailnet.OAuthClient, HashKind: tailnet.HashArgon2, Hash: []byte(hash), Scopes: []string{ScopeDNS}})
 		})
 	}
 	put(hash)

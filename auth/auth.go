@@ -60,6 +60,7 @@ type Store interface {
 
 	SSHStore
 	CredentialStore
+	AuditStore
 }
 
 // Options is what an Auth is made of. State and Store are required.

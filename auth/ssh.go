@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -257,9 +258,36 @@ func (a *Auth) decideSSH(ctx context.Context, id, by string, approve bool) (*tai
 		return nil, tailnet.Errorf(tailnet.Conflict, "this session was %s already, by %s", what, c.DecidedBy)
 	}
 	a.log.Info("SSH session decided", "node", c.Dst, "src", c.Src, "ssh_user", c.SSHUser, "approved", approve, "user", c.DecidedBy)
+	a.noteSSH(ctx, c)
 	a.wakeMu.Lock()
 	defer a.wakeMu.Unlock()
 	close(a.decided)
 	a.decided = make(chan struct{})
 	return c, nil
+}
+
+// noteSSH writes a decision into the audit log.
+func (a *Auth) noteSSH(ctx context.Context, c *tailnet.SSHCheck) {
+	e := tailnet.AuditEntry{Action: "ssh_session.approve", TargetKind: "ssh_session", TargetID: c.Src.String() + "-" + c.Dst.String()}
+	if c.Denied {
+		e.Action = "ssh_session.deny"
+	}
+	sn := a.st.Snapshot()
+	src, dst := c.Src.String(), c.Dst.String()
+	if n := sn.Node(c.Src); n != nil {
+		src = n.Name
+	}
+	if n := sn.Node(c.Dst); n != nil {
+		dst = n.Name
+	}
+	e.Target = src + " to " + dst
+	said, err := json.Marshal(map[string]any{"source": int64(c.Src), "destination": int64(c.Dst), "sshUser": c.SSHUser, "localUser": c.LocalUser,
+		"period": c.Period.String(), "decidedBy": c.DecidedBy})
+	if err == nil {
+		e.After = said
+		err = a.Note(ctx, "SSH session decided", e)
+	}
+	if err != nil {
+		a.log.Error("a decision about an SSH session is not in the audit log", "node", c.Dst, "err", err)
+	}
 }

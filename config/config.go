@@ -92,6 +92,8 @@ type Config struct {
 
 	Log Log `key:"log"`
 
+	Audit Audit `key:"audit"`
+
 	Limits Limits `key:"limits"`
 
 	origin map[string]origin // by key; a key that is missing has its default
@@ -327,6 +329,15 @@ type Taildrop struct {
 	Enabled bool `key:"enabled"`
 }
 
+// Audit is about the audit log, which says who changed what. It is kept in the database.
+type Audit struct {
+	// Retention is how long entries are kept. Zero: for ever.
+	Retention Duration `key:"retention"`
+
+	// File gets every entry as well, one in JSON a line. Empty: none.
+	File string `key:"file" path:"true"`
+}
+
 // Log is about the server's own log, on stderr.
 type Log struct {
 	Level  string `key:"level" live:"true"` // debug, info, warn, error
@@ -375,6 +386,7 @@ func Default() *Config {
 		Routes:                Routes{FailoverAfter: Duration(3 * time.Second), RestartGrace: Duration(30 * time.Second)},
 		Taildrop:              Taildrop{Enabled: true},
 		Log:                   Log{Level: "info", Format: "text"},
+		Audit:                 Audit{Retention: Duration(365 * 24 * time.Hour)},
 		Limits:                Limits{PendingRegistrations: 1000, RegistrationsPerMinute: 600, ConnectionsPerAddress: 1000},
 	}
 }

@@ -11,6 +11,8 @@ import (
 
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
+
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // Every path inside Noise that takes a body.
@@ -170,8 +172,9 @@ func TestOtherRequests(t *testing.T) {
 			t.Errorf("%s %.60s by a stranger: status %d", tt.method, tt.path, status)
 		}
 	}
-	if !ts.log.contains("because") {
-		t.Error("the audit log entry is not in our log")
+	es, err := ts.auth.AuditLog(ts.ctx, tailnet.AuditQuery{Action: "client"})
+	if err != nil || len(es) != 1 || !strings.Contains(string(es[0].After), "because") || es[0].ActorKind != "client" || es[0].Origin != "client" || es[0].Remote == "" {
+		t.Errorf("what the client said is not in the audit log: %+v, %v", es, err)
 	}
 }
 

@@ -211,6 +211,16 @@ type peerKey struct{}
 // peerOf is the peer of the connection that r came in on.
 func peerOf(r *http.Request) peer { return r.Context().Value(peerKey{}).(peer) }
 
+// asClient is r's context with its machine, which calls itself name, as who acts in it, for the audit log.
+func asClient(r *http.Request, name string) context.Context {
+	p := peerOf(r)
+	a := state.Actor{Kind: "client", Name: tailnet.CleanText(name), ID: p.machine.ShortString(), Origin: "client"}
+	if p.remote.IsValid() {
+		a.Remote = p.remote.String()
+	}
+	return state.WithActor(r.Context(), a)
+}
+
 // serveKey tells our Noise public key (tailcfg.OverTLSPublicKeyResponse). Clients from before 2022 ask without a version
 // and want a key that we do not have.
 func (s *Server) serveKey(w http.ResponseWriter, r *http.Request) {

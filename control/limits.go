@@ -23,10 +23,14 @@ const (
 	DefaultRegistrationsPerMinute = 3000
 )
 
+// auditsPerMinute is how many audit messages of clients are taken from one address; each is a commit.
+const auditsPerMinute = 20
+
 // limiter counts by address and by node.
 type limiter struct {
 	o             Limits
 	registrations *remote.Limiter
+	audits        *remote.Limiter
 	maps, reports *budget
 
 	mu    sync.Mutex
@@ -48,8 +52,8 @@ func newLimiter(o Limits) *limiter {
 	}
 	per := o.RegistrationsPerMinute
 	return &limiter{
-		o: o, registrations: remote.NewLimiter(float64(per), 2*per), maps: newBudget(o.MapsPerMinute), reports: newBudget(o.ReportsPerMinute),
-		conns: map[netip.Prefix]int{},
+		o: o, registrations: remote.NewLimiter(float64(per), 2*per), audits: remote.NewLimiter(auditsPerMinute, 3*auditsPerMinute),
+		maps: newBudget(o.MapsPerMinute), reports: newBudget(o.ReportsPerMinute), conns: map[netip.Prefix]int{},
 	}
 }
 

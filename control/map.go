@@ -60,7 +60,8 @@ func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
 
 // serveLite stores what a client says of itself. A request that changes nothing writes nothing.
 func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.NodeID, req *tailcfg.MapRequest) {
-	if n := s.o.State.Snapshot().Node(id); n == nil || applyLite(n.Node, req) == nil {
+	n := s.o.State.Snapshot().Node(id)
+	if n == nil || applyLite(n.Node, req) == nil {
 		return
 	}
 	if err := s.hold(r.Context(), s.limits.reports, id, nil); err != nil {
@@ -70,7 +71,7 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 	s.counters.Reports.Add(1)
 	defer s.work()()
 	var refused error
-	err := s.o.State.Update(r.Context(), "node reported itself", func(tx *state.Tx) error {
+	err := s.o.State.Update(asClient(r, n.Name), "node reported itself", func(tx *state.Tx) error {
 		n := tx.Node(id)
 		if n == nil || n.NodeKey != req.NodeKey {
 			return nil // deleted or renewed meanwhile

@@ -1,14 +1,18 @@
 package control
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/gorilla/mux"
 	"tailscale.com/tailcfg"
 
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -32,7 +36,10 @@ func (s *Server) serveFeatureQuery(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serveAuditLog takes what a client reports about its user's actions, such as why it was disconnected, into our log.
+// maxAuditDetails is how many bytes a client may say about one action.
+const maxAuditDetails = 1024
+
+// serveAuditLog takes what a client reports about its user's actions, such as why it was disconnected, into the audit log.
 func (s *Server) serveAuditLog(w http.ResponseWriter, r *http.Request) {
 	var q tailcfg.AuditLogRequest
 	if !decode(w, r, &q) {
@@ -42,7 +49,22 @@ func (s *Server) serveAuditLog(w http.ResponseWriter, r *http.Request) {
 	if n == nil {
 		return
 	}
-	s.log.Info("client audit", "node", n.ID, "action", q.Action, "details", q.Details)
+	if wait := s.limits.audits.Take(peerOf(r).remote, time.Now()); wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(wait.Seconds())+1))
+		http.Error(w, "too many audit messages; try again later", http.StatusTooManyRequests)
+		return
+	}
+	details := q.Details[:min(len(q.Details), maxAuditDetails)]
+	said, err := json.Marshal(map[string]any{"details": strings.ToValidUTF8(details, ""), "clientTime": q.Timestamp})
+	if err == nil {
+		err = s.o.Auth.Note(asClient(r, n.Name), "client reported", tailnet.AuditEntry{
+			Action: "client." + tailnet.CleanText(string(q.Action)), TargetKind: state.TargetNode, TargetID: n.ID.String(), Target: n.Name, After: said,
+		})
+	}
+	if err != nil {
+		s.fail(w, r, "an audit message", err) // the client tries again
+		return
+	}
 	w.WriteHeader(http.StatusOK)
 }
 

@@ -38,7 +38,11 @@ func (s *Server) serveRegister(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	end := s.work()
-	out, err := s.o.Auth.Register(r.Context(), p.machine, &req, p.remote.String())
+	hostname := ""
+	if req.Hostinfo != nil {
+		hostname = req.Hostinfo.Hostname
+	}
+	out, err := s.o.Auth.Register(asClient(r, hostname), p.machine, &req, p.remote.String())
 	end()
 	if err == nil && out.Login != "" && strings.HasSuffix(req.Followup, "/"+out.Login) {
 		ctx, cancel := context.WithTimeout(r.Context(), followupTimeout)

@@ -66,6 +66,7 @@ type commit struct {
 	users    []userRow
 	keys     []preAuthKeyRow
 	creds    []credentialRow
+	audit    []auditRow
 	policies []policyRow // one at the most
 	revision revisionRow
 	settings string // of ch.Tailnet, if that is set
@@ -77,11 +78,12 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 		at = d.now()
 	}
 	c := &commit{id: id, known: known, rev: known + 1, ch: ch, at: formatTime(at)}
-	var errs [6]error
+	var errs [8]error
 	c.nodes, errs[0] = makeRows(id, ch.PutNodes, makeNodeRow)
 	c.users, errs[1] = makeRows(id, ch.PutUsers, makeUserRow)
 	c.keys, errs[2] = makeRows(id, ch.PutPreAuthKeys, makePreAuthKeyRow)
 	c.creds, errs[5] = makeRows(id, ch.PutCredentials, makeCredentialRow)
+	c.audit, errs[7] = makeAuditRows(id, c.rev, ch.Audit, at)
 	c.revision, errs[3] = makeRevisionRow(id, c.rev, ch, at)
 	c.revision.CommitID = &unique
 	if ch.PutPolicy != nil {
@@ -90,7 +92,7 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 	if t := ch.Tailnet; t != nil {
 		f := &fields{table: "tailnets", tailnet: int64(id), id: id}
 		c.settings = toJSON(f, "settings", t.Settings)
-		errs[5] = f.err()
+		errs[6] = f.err()
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, &tailnet.Error{Code: tailnet.Internal, Message: "the change cannot be stored: " + err.Error(), Cause: err}
@@ -137,6 +139,11 @@ func (c *commit) run(tx *gorm.DB) error {
 	}
 	if err := upsert(tx, c.policies); err != nil {
 		return err
+	}
+	for rows := range slices.Chunk(c.audit, maxArgs/16) {
+		if err := tx.Create(&rows).Error; err != nil {
+			return err
+		}
 	}
 	return tx.Create(&c.revision).Error
 }

@@ -37,9 +37,13 @@ func (tx *Tx) PutCredential(c *tailnet.Credential) error {
 	if c.User != 0 && tx.User(c.User) == nil {
 		return tailnet.Errorf(tailnet.NotFound, "there is no namespace with id %d", c.User)
 	}
+	tx.touched(touchCredential, 0, c.ID, tx.Credential(c.ID))
 	put(tx, tx.creds, c.ID, c)
 	return nil
 }
 
 // DeleteCredential removes a credential; it is not an error if there is none.
-func (tx *Tx) DeleteCredential(id string) { put(tx, tx.creds, id, nil) }
+func (tx *Tx) DeleteCredential(id string) {
+	tx.touched(touchCredential, 0, id, tx.Credential(id))
+	put(tx, tx.creds, id, nil)
+}

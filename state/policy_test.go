@@ -116,8 +116,13 @@ func TestPolicyFromFile(t *testing.T) {
 			t.Errorf("after a reload a sees b: %v, want %v", !tc.sees, tc.sees)
 		}
 	}
-	if len(store.Commits()) != commits {
-		t.Error("a policy from a file was stored")
+	for _, c := range store.Commits()[commits:] { // the audit log alone tells of them
+		if ch := c.Changes; ch.PutPolicy != nil || len(ch.Audit) != 1 || ch.Audit[0].Action != "policy.reload" {
+			t.Errorf("a policy from a file was stored: %+v", ch)
+		}
+	}
+	if n := len(store.Commits()) - commits; n != 3 {
+		t.Errorf("%d commits tell of three other files", n)
 	}
 }
 

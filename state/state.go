@@ -322,7 +322,7 @@ func (st *State) tryCommit(ctx context.Context, base *Snapshot, group []*op) (*T
 			o.err = o.ctx.Err()
 			continue
 		}
-		if o.err = tx.run(o.f); o.err == nil {
+		if o.err = tx.run(o); o.err == nil {
 			why = append(why, o.why)
 		}
 	}

@@ -50,6 +50,10 @@ type Tx struct {
 	claims  map[netip.Prefix]tailnet.NodeID // who carries what according to other servers
 	dirty   []tailnet.NodeID                // whose presence is to be saved, once derive has run
 
+	touches []touch               // by the function that runs
+	own     []*tailnet.AuditEntry // of the function that runs
+	audit   []*tailnet.AuditEntry // of all functions so far
+
 	undo []func()
 }
 
@@ -82,9 +86,9 @@ func newTx(st *State, base *Snapshot, now time.Time) *Tx {
 	}
 }
 
-// run calls f and takes its changes back if it fails or panics.
-func (tx *Tx) run(f func(*Tx) error) (err error) {
-	tx.undo = tx.undo[:0]
+// run calls the function of o, writes down what it has changed, and takes its changes back if it fails or panics.
+func (tx *Tx) run(o *op) (err error) {
+	tx.undo, tx.touches, tx.own = tx.undo[:0], tx.touches[:0], tx.own[:0]
 	before := *tx
 	defer func() {
 		if p := recover(); p != nil {
@@ -98,9 +102,13 @@ func (tx *Tx) run(f func(*Tx) error) (err error) {
 			u()
 		}
 		tx.tailnet, tx.dns, tx.records, tx.derp, tx.rules, tx.text = before.tailnet, before.dns, before.records, before.derp, before.rules, before.text
-		tx.lowHost, tx.heard = before.lowHost, before.heard
+		tx.lowHost, tx.heard, tx.audit = before.lowHost, before.heard, before.audit
 	}()
-	return f(tx)
+	if err := o.f(tx); err != nil {
+		return err
+	}
+	tx.record(o, &before)
+	return nil
 }
 
 // put writes m[k] = v so that it can be taken back.
@@ -194,6 +202,7 @@ func (tx *Tx) PutNode(n *tailnet.Node) error {
 			return tailnet.Errorf(tailnet.Conflict, "the address %s belongs to node %d", a, id)
 		}
 	}
+	tx.touched(touchNode, int64(n.ID), "", old)
 	if old != nil {
 		tx.unindex(old)
 	}
@@ -238,6 +247,7 @@ func (tx *Tx) unindex(n *tailnet.Node) {
 // DeleteNode removes the node; it is not an error if there is none.
 func (tx *Tx) DeleteNode(id tailnet.NodeID) {
 	if n := tx.Node(id); n != nil {
+		tx.touched(touchNode, int64(id), "", n)
 		tx.unindex(n)
 		put(tx, tx.nodes, id, nil)
 	}
@@ -338,6 +348,7 @@ func (tx *Tx) PutUser(u *tailnet.User) error {
 	if other := tx.UserByProviderID(u.ProviderID); other != nil && other.ID != u.ID {
 		return tailnet.Errorf(tailnet.Conflict, "the namespace %q belongs to this user of the identity provider already", other.Name)
 	}
+	tx.touched(touchUser, int64(u.ID), "", tx.User(u.ID))
 	put(tx, tx.users, u.ID, u)
 	return nil
 }
@@ -359,6 +370,7 @@ func (tx *Tx) DeleteUser(id tailnet.UserID) error {
 			tx.DeleteCredential(c.ID)
 		}
 	}
+	tx.touched(touchUser, int64(id), "", tx.User(id))
 	put(tx, tx.users, id, nil)
 	return nil
 }
@@ -421,10 +433,16 @@ func (tx *Tx) NewPreAuthKey() *tailnet.PreAuthKey {
 }
 
 // PutPreAuthKey stores k.
-func (tx *Tx) PutPreAuthKey(k *tailnet.PreAuthKey) { put(tx, tx.keys, k.ID, k) }
+func (tx *Tx) PutPreAuthKey(k *tailnet.PreAuthKey) {
+	tx.touched(touchKey, int64(k.ID), "", tx.PreAuthKey(k.ID))
+	put(tx, tx.keys, k.ID, k)
+}
 
 // DeletePreAuthKey removes the key; it is not an error if there is none.
-func (tx *Tx) DeletePreAuthKey(id tailnet.PreAuthKeyID) { put(tx, tx.keys, id, nil) }
+func (tx *Tx) DeletePreAuthKey(id tailnet.PreAuthKeyID) {
+	tx.touched(touchKey, int64(id), "", tx.PreAuthKey(id))
+	put(tx, tx.keys, id, nil)
+}
 
 // Presence changes: soft state that is published like everything else but saved later.
 
@@ -501,7 +519,7 @@ func (tx *Tx) SetDERP(m *DERPMaps) { tx.derp = m }
 
 // changes is what the transaction would commit. Rows that are what they were are left out.
 func (tx *Tx) changes() *tailnet.Changes {
-	ch := &tailnet.Changes{When: tx.now, PutPolicy: tx.text}
+	ch := &tailnet.Changes{When: tx.now, PutPolicy: tx.text, Audit: tx.audit}
 	if tx.tailnet != tx.base.Tailnet {
 		ch.Tailnet = &tx.tailnet
 	}

@@ -335,6 +335,8 @@ type Changes struct {
 	PutCredentials    []*Credential
 	DeleteCredentials []string
 
+	Audit []*AuditEntry // what these changes leave in the audit log, in order
+
 	Why  []string  // one entry per change that was grouped into this commit
 	When time.Time // of the commit
 }
@@ -342,7 +344,7 @@ type Changes struct {
 // Empty reports whether there is nothing to commit.
 func (c *Changes) Empty() bool {
 	return c.Tailnet == nil && c.PutPolicy == nil && len(c.PutNodes)+len(c.DeleteNodes)+len(c.PutUsers)+len(c.DeleteUsers)+
-		len(c.PutPreAuthKeys)+len(c.DeletePreAuth)+len(c.PutCredentials)+len(c.DeleteCredentials) == 0
+		len(c.PutPreAuthKeys)+len(c.DeletePreAuth)+len(c.PutCredentials)+len(c.DeleteCredentials)+len(c.Audit) == 0
 }
 
 // Contents is everything a tailnet holds at one Rev, as the store reads it at start.

@@ -129,6 +129,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newAdminsCommand(c),
 		newAPIKeysCommand(c),
 		newOAuthClientsCommand(c),
+		newAuditCommand(c),
 		newPolicyCommand(c),
 		newSettingsCommand(c),
 		newDNSCommand(c),

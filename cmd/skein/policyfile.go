@@ -33,7 +33,8 @@ func policyFile(cfg *config.Config) (*policy.Policy, error) {
 func (s *server) reloadPolicy(ctx context.Context) {
 	file, err := policyFile(s.cfg)
 	if err == nil && file != nil {
-		err = s.state.Update(ctx, "policy reloaded", func(tx *state.Tx) error {
+		by := state.WithActor(ctx, state.Actor{Kind: "server", Name: "policy file " + s.cfg.Policy.Path, Origin: "policy file"})
+		err = s.state.Update(by, "policy reloaded", func(tx *state.Tx) error {
 			if err := tx.UsePolicyFile(file); err != nil {
 				return err
 			}

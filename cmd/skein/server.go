@@ -52,17 +52,18 @@ type server struct {
 	log     *slog.Logger
 	url     *url.URL // as clients reach us
 
-	db       *db.DB
-	cert     *derp.Certificate
-	stun     *derp.STUN // nil: off
-	sources  *derp.Sources
-	state    *state.State
-	auth     *auth.Auth
-	oidc     *oidc.Manager
-	accounts *auth.Accounts
-	pages    *web.Handler
-	control  *control.Server
-	relay    *derp.Server // nil: off
+	db        *db.DB
+	auditFile *api.AuditFile // nil: none
+	cert      *derp.Certificate
+	stun      *derp.STUN // nil: off
+	sources   *derp.Sources
+	state     *state.State
+	auth      *auth.Auth
+	oidc      *oidc.Manager
+	accounts  *auth.Accounts
+	pages     *web.Handler
+	control   *control.Server
+	relay     *derp.Server // nil: off
 
 	listeners   []net.Listener // of the main port and, if it could be had, of the fallback port
 	fallbackErr error          // why the fallback port is not open; nil if it is
@@ -139,6 +140,11 @@ func (s *server) openFiles(ctx context.Context) (err error) {
 	}
 	if s.url, err = url.Parse(s.cfg.ServerURL); err != nil {
 		return fmt.Errorf("server_url: %w", err)
+	}
+	if s.cfg.Audit.File != "" {
+		if s.auditFile, err = api.OpenAuditFile(s.cfg.Audit.File); err != nil {
+			return fmt.Errorf("%w (audit.file)", err)
+		}
 	}
 	s.cert, err = s.openCertificate(s.cfg)
 	return err
@@ -487,6 +493,9 @@ func (s *server) serve(context.Context) error {
 		s.goRun(func() { s.cluster.Run(run, s.state.Follow) })
 		s.goRun(func() { s.meetServers(run) })
 	}
+	if s.auditFile != nil {
+		s.goRun(func() { s.writeAudit(run) })
+	}
 	s.goRun(func() { trimMemory(run) })
 	s.onClose(func() error {
 		s.control.Close()
@@ -549,6 +558,22 @@ func (s *server) recheckRelay(ctx context.Context) {
 	}
 }
 
+// writeAudit writes the audit log to its file as it grows. A file that cannot be written is tried again; nothing is lost.
+func (s *server) writeAudit(ctx context.Context) {
+	for {
+		err := s.auth.StreamAudit(ctx, s.auditFile.Pos(), s.auditFile.Write)
+		if ctx.Err() != nil {
+			return
+		}
+		s.log.Error("the audit log's file cannot be written; it is tried again in a minute (audit.file)", "err", err)
+		select {
+		case <-time.After(time.Minute):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // purge forgets, once a day, what nobody will ask for again.
 func (s *server) purge(ctx context.Context) {
 	for {
@@ -563,6 +588,10 @@ func (s *server) purge(ctx context.Context) {
 		now := time.Now()
 		_, err1 := s.db.PurgeDeletedNodes(ctx, now.Add(-db.TombstoneAge))
 		_, err2 := s.db.PurgeRevisions(ctx, now.Add(-db.TombstoneAge))
+		if keep := s.cfg.Audit.Retention.Std(); keep > 0 {
+			_, err := s.db.PurgeAuditLog(ctx, now.Add(-keep))
+			err2 = errors.Join(err2, err)
+		}
 		if err := errors.Join(err1, err2); err != nil && ctx.Err() == nil {
 			s.log.Warn("old rows could not be removed", "err", err)
 		}
