@@ -247,10 +247,10 @@ func moment(t time.Time) any {
 func sameForAudit(a, b *tailnet.Node) bool {
 	return a.User == b.User && a.Name == b.Name && a.NodeKey == b.NodeKey && a.MachineKey == b.MachineKey && a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6 &&
 		a.Ephemeral == b.Ephemeral && a.Authorized == b.Authorized && a.NeverExpires == b.NeverExpires && a.Expiry.Equal(b.Expiry) &&
-		same(a.Tags, b.Tags) && same(a.ApprovedRoutes, b.ApprovedRoutes)
+		sameList(a.Tags, b.Tags) && sameList(a.ApprovedRoutes, b.ApprovedRoutes)
 }
 
-func same[T comparable](a, b []T) bool {
+func sameList[T comparable](a, b []T) bool {
 	if len(a) != len(b) {
 		return false
 	}
