@@ -206,7 +206,9 @@ func (ms *mapSession) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if ok {
-			err = ms.send(f)
+			if err = ms.send(f); err == nil && known != sn {
+				err = ms.tryKeys(sn, known)
+			}
 			keepAlive.Reset(ms.s.keepAliveIn())
 		}
 		r.leave()

@@ -355,6 +355,13 @@ func TestRotation(t *testing.T) {
 	}
 	sa.ended()
 	sb.patch("alpha's new key", id, func(p *tailcfg.PeerChange) bool { return p.Key != nil && *p.Key == a.node.Public() })
+	// Then they try it, because what alpha has tried meanwhile was lost.
+	m := sb.next("a request to try the key", func(m *message) bool { return m.PingRequest != nil })
+	if p := m.PingRequest; p.Types != "TSMP" || p.IP != ts.state.Snapshot().Node(id).IPv4 || !p.URLIsNoise {
+		t.Errorf("beta is asked for %+v", p)
+	} else if status, _, _ := b.do("POST", p.URL[strings.Index(p.URL, "/machine"):], tailcfg.PingResponse{}); status != http.StatusNoContent {
+		t.Errorf("the answer is answered with %d", status)
+	}
 	if !next.alive() {
 		t.Error("the stream of the new key has ended")
 	}

@@ -15,6 +15,7 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 
+	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -57,12 +58,10 @@ func (s *Server) c2n(ctx context.Context, id tailnet.NodeID, req string) (status
 	if ms == nil {
 		return 0, errNoStream
 	}
-	// Over Noise the URL must be https whatever the server's own is, and with the same host it shares the connection.
-	_, host, _ := strings.Cut(s.o.ServerURL, "://")
+	call := s.pingRequest(token, "c2n")
+	call.Payload = []byte(req)
 	select {
-	case ms.pings <- &tailcfg.PingRequest{
-		URL: "https://" + host + "/machine/ping/" + token, URLIsNoise: true, Types: "c2n", Payload: []byte(req),
-	}:
+	case ms.pings <- call:
 	default:
 		return 0, fmt.Errorf("the last call to node %d has not been sent yet", id)
 	}
@@ -74,8 +73,44 @@ func (s *Server) c2n(ctx context.Context, id tailnet.NodeID, req string) (status
 	}
 }
 
+// pingRequest is a request whose answer is posted under token.
+func (s *Server) pingRequest(token, types string) *tailcfg.PingRequest {
+	// Over Noise the URL must be https whatever the server's own is, and with the same host it shares the connection.
+	_, host, _ := strings.Cut(s.o.ServerURL, "://")
+	return &tailcfg.PingRequest{URL: "https://" + host + "/machine/ping/" + token, URLIsNoise: true, Types: types}
+}
+
+// newKeyPing begins the tokens of requests whose answer nobody waits for (mapSession.tryKeys).
+const newKeyPing = "new-key-"
+
+// maxTries is up to how many sessions peers are asked to try new keys: a handshake with each of thousands would cost more than a
+// few seconds of silence with some.
+const maxTries = 100
+
+// tryKeys has the client, which has just been told what happened between two snapshots, send something to the peers that use a
+// new key since. Only it can begin a session with them: what such a peer itself tried when it changed its key was lost, because
+// nobody knew that key, and it tries again only after five seconds (WireGuard's REKEY_TIMEOUT).
+func (ms *mapSession) tryKeys(before, now *state.Snapshot) error {
+	for _, n := range before.Settled(now) {
+		self := now.Node(ms.viewer.Node)
+		if n.ID == self.ID || len(n.Addrs()) == 0 || !self.Active() || ms.s.Sessions() > maxTries || !now.Policy.SeesNode(self.Node, n.Node) {
+			continue
+		}
+		p := ms.s.pingRequest(newKeyPing+rand.Text(), string(tailcfg.PingTSMP))
+		p.IP = n.Addrs()[0]
+		if err := ms.send(ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p})); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // servePong takes the answer to a c2n call.
 func (s *Server) servePong(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(mux.Vars(r)["id"], newKeyPing) {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	s.pings.mu.Lock()
 	p := s.pings.waiting[mux.Vars(r)["id"]]
 	s.pings.mu.Unlock()

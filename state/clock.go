@@ -133,6 +133,16 @@ func (sn *Snapshot) Using(k key.NodePublic) *Node {
 	return sn.Node(sn.renewing[k])
 }
 
+// Settled are the nodes that peers knew under an old key in sn and know under the new one in next, the newer of the two.
+func (sn *Snapshot) Settled(next *Snapshot) (out []*Node) {
+	for _, id := range sn.renewing {
+		if n := next.Node(id); n != nil && n.Shown == n.NodeKey && n.Active() {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // KeyInUse says that the node uses its new key: soon its peers know it under that one. It is not needed if the key is not new.
 func (tx *Tx) KeyInUse(id tailnet.NodeID) error {
 	n := tx.Node(id)
