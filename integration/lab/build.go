@@ -22,7 +22,7 @@ type Client struct {
 // builds serialises and remembers what was built in this process, by name.
 var builds struct {
 	mu     sync.Mutex
-	skein  string
+	own    map[string]string // by command: its binary
 	client map[string]*Client
 }
 
@@ -120,24 +120,33 @@ func buildOnce(dir string, build func(dir string) error) error {
 // test has it or SKEIN_LAB_RACE is 1. The next test process removes the binary.
 func skeinBinary(t testing.TB) string {
 	t.Helper()
+	return ownBinary(t, "skein", raceEnabled || os.Getenv("SKEIN_LAB_RACE") == "1")
+}
+
+// ownBinary builds a command of this tree, once per test process.
+func ownBinary(t testing.TB, name string, race bool) string {
+	t.Helper()
 	builds.mu.Lock()
 	defer builds.mu.Unlock()
-	if builds.skein != "" {
-		return builds.skein
+	if bin := builds.own[name]; bin != "" {
+		return bin
 	}
 	dir, err := workDir("")
 	if err != nil {
 		t.Fatalf("lab: %v", err)
 	}
-	bin := filepath.Join(dir, "skein")
+	bin := filepath.Join(dir, name)
 	args := []string{"build", "-o", bin}
-	if raceEnabled || os.Getenv("SKEIN_LAB_RACE") == "1" {
+	if race {
 		args = append(args, "-race")
 	}
-	if _, err := goOutput(append(args, "github.com/skein-vpn/skein/cmd/skein")...); err != nil {
-		t.Fatalf("lab: build skein: %v", err)
+	if _, err := goOutput(append(args, "github.com/skein-vpn/skein/cmd/"+name)...); err != nil {
+		t.Fatalf("lab: build %s: %v", name, err)
 	}
-	builds.skein = bin
+	if builds.own == nil {
+		builds.own = map[string]string{}
+	}
+	builds.own[name] = bin
 	return bin
 }
 

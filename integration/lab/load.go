@@ -45,6 +45,16 @@ func (h *Host) startLoad(kind string, args ...string) *Load {
 	return &Load{p}
 }
 
+// StartSimulator starts the simulator (cmd/skeinsim) on the host, with these flags. What it says is in its log.
+func (h *Host) StartSimulator(args ...string) *Process {
+	h.l.t.Helper()
+	p := h.newProcess("skeinsim", nil, ownBinary(h.l.t, "skeinsim", false), args...)
+	if err := p.Start(); err != nil {
+		h.l.t.Fatal(err)
+	}
+	return p
+}
+
 var loadLine = regexp.MustCompile(`(?m)^registered (\S+)$`)
 
 // Registered returns the host names for which the server has answered that they are registered.

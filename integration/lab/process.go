@@ -134,6 +134,25 @@ func (p *Process) Start() error {
 	return nil
 }
 
+// Memory is how many bytes of memory the program takes now (VmRSS); 0 if it does not run.
+func (p *Process) Memory() (bytes int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil || p.cmd.Process == nil {
+		return 0
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if k, v, _ := strings.Cut(line, ":"); k == "VmRSS" {
+			_, _ = fmt.Sscan(v, &bytes)
+		}
+	}
+	return bytes << 10
+}
+
 // Running reports whether the program runs.
 func (p *Process) Running() bool {
 	p.mu.Lock()
