@@ -12,7 +12,7 @@ import (
 // as when a fleet comes back, nothing but rounds would be run, and all others (full maps, handshakes, the writer) would wait
 // behind thousands of sessions for each of their steps. So a round begins when the one before it has ended, and if somebody
 // else has something to do, after as long as that one took: sessions take bigger steps then, and half of the time is left
-// to the others. A change that comes alone waits for nothing.
+// to the others, or more if they are many. A change that comes alone waits for nothing.
 //
 //	snapshot ──▶ round ──▶ most sessions have sent it ──▶ as long again ──▶ is there a newer snapshot? ──▶ round …
 //	                                                      └ or until nobody is at work (Server.work)
@@ -23,6 +23,7 @@ const (
 	maxPause      = time.Second / 2 // and is followed by no longer pause
 	roundSlow     = 16              // nor does one wait for this part of the sessions: those that are slow to read
 	pauseLooks    = 8               // how often in a pause one looks whether anybody is still at work
+	pauseCrowd    = 16              // so many who are at work make the pause longer by as much again
 )
 
 // round is the time from one wake-up to the next.
@@ -94,10 +95,16 @@ func (s *Server) runRounds(ctx context.Context, sn *state.Snapshot) {
 		last.end(ctx, woken)
 		s.counters.RoundNanos.Add(int64(time.Since(begin)))
 		took := min(time.Since(begin), maxPause)
-		for end := time.Now().Add(took); s.atWork.Load() > 0 && time.Now().Before(end) && ctx.Err() == nil; {
+		for ended := time.Now(); ctx.Err() == nil && time.Since(ended) < min(time.Duration(s.pauses())*took, maxPause); {
 			time.Sleep(took / pauseLooks)
 		}
 	}
+}
+
+// pauses is how many times as long as a round the pause after it should be: once if anybody is at work, more in a crowd.
+func (s *Server) pauses() int64 {
+	n := s.atWork.Load()
+	return min(n, 1) + min(n/pauseCrowd, 3)
 }
 
 // work counts somebody who is at work for a client: a handshake, a registration, a report, a full map. It must be called when
