@@ -39,7 +39,7 @@ var allowed = map[string][]string{
 	"integration":           {"integration/lab", "integration/oidc"},
 	"backup":                {},
 	"takeover":              {"tailnet", "policy", "dns"},
-	"integration/lab":       {"api"},
+	"integration/lab":       {"api", "db/pgtest"},
 	"integration/oidc":      {},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},

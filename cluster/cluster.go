@@ -201,8 +201,22 @@ func (c *Cluster) Status(ctx context.Context) (*Status, error) {
 	return &Status{Self: c.self.ID, Leader: leader, Servers: servers}, nil
 }
 
-// Join enters this server and sees who else is there. It is called once, before Run.
-func (c *Cluster) Join(ctx context.Context) error { return c.beat(ctx) }
+// Join enters this server and sees who else is there. One of the same name is taken for our own last start, which a crash has
+// ended; should it live, it is heard of again at once. It is called once, before Run.
+func (c *Cluster) Join(ctx context.Context) error {
+	servers, err := c.o.Store.Servers(ctx, c.o.TTL)
+	if err != nil {
+		return err
+	}
+	for _, s := range servers {
+		if s.Alive && s.Name == c.self.Name {
+			if err := c.o.Store.LeaveServer(ctx, s.ID, c.o.TTL); err != nil {
+				return err
+			}
+		}
+	}
+	return c.beat(ctx)
+}
 
 // Run keeps the server in touch with the others until ctx ends; then it takes it out. follow publishes what others have done
 // (state.State.Follow). It returns when all its work has ended.

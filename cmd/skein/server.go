@@ -72,6 +72,8 @@ type server struct {
 	socket      net.Listener
 	metricsAddr net.Listener // nil: off
 
+	noise key.MachinePrivate // the server's identity
+
 	cluster    *cluster.Cluster // nil: this is the only server
 	serverName string           // of this one among others; empty: there are none
 	meet       chan struct{}    // one slot: peers is new
@@ -398,6 +400,7 @@ func (s *server) openControl(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.noise = noise
 	s.auth = auth.New(auth.Options{
 		Verifier: oidc.NewVerifier(nil, nil),
 		State:    s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),

@@ -36,11 +36,7 @@ func (s *server) openWeb(context.Context) error {
 
 // secret is a key for one purpose. All servers of a tailnet have the same, because they have the same identity.
 func (s *server) secret(purpose string) ([]byte, error) {
-	noise, err := loadNoiseKey(s.cfg.Noise.PrivateKeyPath)
-	if err != nil {
-		return nil, err
-	}
-	return hkdf.Key(sha256.New, noise.UntypedBytes(), nil, "skein "+purpose, 32)
+	return hkdf.Key(sha256.New, s.noise.UntypedBytes(), nil, "skein "+purpose, 32)
 }
 
 // greetAdmin prints a one-time link if nobody can sign in as an administrator yet.

@@ -36,11 +36,10 @@ const patience = time.Minute
 
 // Options say how PostgreSQL runs.
 type Options struct {
-	Durable bool     // with fsync, for measurements; without it a kill -9 still loses nothing, only a power cut would
-	Addr    string   // to listen on; empty: 127.0.0.1
-	Port    int      // 0: a free one
-	Prefix  []string // words before the command, such as "ip netns exec NAME"
-	Trust   string   // network that may connect without a password; empty: loopback only
+	Durable bool   // with fsync, for measurements; without it a kill -9 still loses nothing, only a power cut would
+	Addr    string // to listen on; empty: 127.0.0.1
+	Port    int    // 0: a free one
+	Trust   string // network that may connect without a password; empty: loopback only
 }
 
 // Server is one PostgreSQL.
@@ -90,7 +89,39 @@ func program(name string) (string, error) {
 	return "", errMissing
 }
 
-func start(o Options) (_ *Server, err error) {
+func start(o Options) (*Server, error) {
+	s, err := initialize(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Run(); err != nil {
+		s.remove()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Prepare makes the files of a PostgreSQL that somebody else runs, as root in a network namespace, by the command that it returns;
+// they are removed with the test. The database "postgres" is there, and the user skein may do anything in it.
+func Prepare(t testing.TB, o Options) (command []string) {
+	t.Helper()
+	s, err := initialize(o)
+	if err != nil {
+		unavailable(t, err)
+	}
+	t.Cleanup(s.remove)
+	postgres, err := program("postgres")
+	if err != nil {
+		unavailable(t, err)
+	}
+	if s.cred != nil {
+		command = []string{"/usr/bin/setpriv", "--reuid=" + strconv.Itoa(int(s.cred.Uid)), "--regid=" + strconv.Itoa(int(s.cred.Gid)), "--clear-groups", "--pdeathsig=KILL"}
+	}
+	return append(append(command, postgres), s.args()...)
+}
+
+// initialize makes the files.
+func initialize(o Options) (_ *Server, err error) {
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1"
 	}
@@ -135,7 +166,7 @@ func start(o Options) (_ *Server, err error) {
 		fmt.Fprintf(f, "host all all %s trust\n", o.Trust)
 		f.Close()
 	}
-	return s, s.Run()
+	return s, nil
 }
 
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
@@ -166,24 +197,9 @@ func (s *Server) Run() error {
 	if err != nil {
 		return err
 	}
-	fsync := "off"
-	if s.o.Durable {
-		fsync = "on"
-	}
-	args := append(slices.Clone(s.o.Prefix), postgres, "-D", s.data(), "-p", strconv.Itoa(s.o.Port), "-k", "",
-		"-c", "listen_addresses="+s.o.Addr, "-c", "fsync="+fsync, "-c", "max_connections=200", "-c", "shared_buffers=32MB")
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := exec.Command(postgres, s.args()...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, s.log, s.log
-	attr := &syscall.SysProcAttr{Credential: s.cred, Pdeathsig: syscall.SIGQUIT, Setpgid: true}
-	if len(s.o.Prefix) > 0 { // only root may enter a namespace; a program of util-linux lets go of that inside
-		attr.Credential = nil
-		if s.cred != nil {
-			n := len(s.o.Prefix)
-			as := []string{"setpriv", "--reuid=" + strconv.Itoa(int(s.cred.Uid)), "--regid=" + strconv.Itoa(int(s.cred.Gid)), "--clear-groups", "--pdeathsig=QUIT"}
-			cmd.Args = slices.Insert(slices.Clone(args), n, as...)
-		}
-	}
-	cmd.SysProcAttr = attr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.cred, Pdeathsig: syscall.SIGQUIT, Setpgid: true}
 	s.cmd, s.done = cmd, make(chan struct{})
 	started := make(chan error)
 	go func() {
@@ -197,28 +213,16 @@ func (s *Server) Run() error {
 	if err := <-started; err != nil {
 		return err
 	}
-	if len(s.o.Prefix) > 0 {
-		return s.waitReady()
-	}
 	return s.waitAnswer()
 }
 
-// waitReady waits for the line that PostgreSQL logs when it takes connections.
-func (s *Server) waitReady() error {
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		pid, _ := os.ReadFile(filepath.Join(s.data(), "postmaster.pid")) // its last line is the state
-		if strings.HasSuffix(strings.TrimSpace(string(pid)), "ready") {
-			return nil
-		}
-		select {
-		case <-s.done:
-			return fmt.Errorf("it ended at once: %s", s.tail())
-		default:
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("it is not ready: %s", s.tail())
-		}
+func (s *Server) args() []string {
+	fsync := "off"
+	if s.o.Durable {
+		fsync = "on"
 	}
+	return []string{"-D", s.data(), "-p", strconv.Itoa(s.o.Port), "-k", "", "-c", "listen_addresses=" + s.o.Addr, "-c", "fsync=" + fsync,
+		"-c", "max_connections=200", "-c", "shared_buffers=32MB"}
 }
 
 // waitAnswer waits until a query is answered.
@@ -324,8 +328,11 @@ func runs(pid int) bool {
 }
 
 // processes are the server's process and its children.
-func (s *Server) processes() []int {
-	pids := []int{s.cmd.Process.Pid}
+func (s *Server) processes() []int { return Processes(s.cmd.Process.Pid) }
+
+// Processes are the process of a PostgreSQL and its children.
+func Processes(server int) []int {
+	pids := []int{server}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, name := range stats {
 		b, err := os.ReadFile(name)

@@ -17,7 +17,7 @@ type dnsServer struct {
 	done chan struct{}
 
 	mu    sync.Mutex
-	names map[string]netip.Addr // lower case, with the final dot
+	names map[string][]netip.Addr // lower case, with the final dot
 }
 
 func startDNS(h *Host) (*dnsServer, error) {
@@ -25,15 +25,15 @@ func startDNS(h *Host) (*dnsServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &dnsServer{pc: pc, done: make(chan struct{}), names: map[string]netip.Addr{}}
+	s := &dnsServer{pc: pc, done: make(chan struct{}), names: map[string][]netip.Addr{}}
 	go s.run()
 	return s, nil
 }
 
-func (s *dnsServer) set(name string, addr netip.Addr) {
+func (s *dnsServer) set(name string, addrs []netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.names[strings.ToLower(strings.TrimSuffix(name, "."))+"."] = addr
+	s.names[strings.ToLower(strings.TrimSuffix(name, "."))+"."] = addrs
 }
 
 // close stops the server and waits for it. It may be called on a nil server.
@@ -79,16 +79,18 @@ func (s *dnsServer) answer(query []byte) []byte {
 		Questions: []dnsmessage.Question{q},
 	}
 	s.mu.Lock()
-	addr, ok := s.names[strings.ToLower(q.Name.String())]
+	addrs, ok := s.names[strings.ToLower(q.Name.String())]
 	s.mu.Unlock()
 	switch {
 	case !ok:
 		m.RCode = dnsmessage.RCodeNameError
 	case q.Type == dnsmessage.TypeA:
-		m.Answers = []dnsmessage.Resource{{
-			Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1},
-			Body:   &dnsmessage.AResource{A: addr.As4()},
-		}}
+		for _, addr := range addrs {
+			m.Answers = append(m.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1},
+				Body:   &dnsmessage.AResource{A: addr.As4()},
+			})
+		}
 	}
 	b, err := m.Pack()
 	if err != nil {

@@ -108,9 +108,9 @@ func New(t testing.TB) *Lab {
 	return l
 }
 
-// Name makes the lab's own name server answer name with addr, for every host whose resolver still
+// Name makes the lab's own name server answer name with these addresses, in this order, for every host whose resolver still
 // points there. A name it does not know does not exist.
-func (l *Lab) Name(name string, addr netip.Addr) { l.dns.set(name, addr) }
+func (l *Lab) Name(name string, addrs ...netip.Addr) { l.dns.set(name, addrs) }
 
 // Dir is the lab's directory: one folder for each host, with the state and the logs of what ran
 // there.
