@@ -24,6 +24,10 @@ type Registrar interface {
 	// CreateOAuthClient and CreateFederatedIdentity make what gets access tokens.
 	CreateOAuthClient(ctx context.Context, p *auth.Principal, req auth.ClientRequest) (secret string, c *tailnet.Credential, err error)
 	CreateFederatedIdentity(ctx context.Context, p *auth.Principal, req auth.ClientRequest) (*tailnet.Credential, error)
+	// UpdateClient replaces what one of them says.
+	UpdateClient(ctx context.Context, p *auth.Principal, id string, req auth.ClientRequest) (*tailnet.Credential, error)
+	// RevokeKey ends a key of any kind, which stays in the list.
+	RevokeKey(ctx context.Context, p *auth.Principal, id string) error
 	// ExpireCredential, RevokeCredential and DeleteCredential end a key in p's name.
 	ExpireCredential(ctx context.Context, p *auth.Principal, id string) error
 	RevokeCredential(ctx context.Context, p *auth.Principal, id string) error

@@ -53,6 +53,8 @@ type Node struct {
 	ClientVersion string   `json:"clientVersion"`
 	Endpoints     []string `json:"endpoints"`
 	HomeDERP      int      `json:"homeDerp"` // region; 0: not known yet
+
+	Attributes map[string]any `json:"attributes"` // what postures can ask for
 }
 
 // Namespace is the name of the node's owner.
@@ -115,6 +117,7 @@ func nodeJSON(sn *state.Snapshot, n *state.Node, now time.Time) *Node {
 		StableID:        n.StableID, Ephemeral: n.Ephemeral, Expired: n.Expired(now), Authorized: n.Authorized,
 		Status: nodeStatus(sn, n), NeverExpires: n.NeverExpires,
 		OS: n.Hostinfo.OS, Endpoints: []string{}, HomeDERP: n.HomeDERP,
+		Attributes: attributesJSON(n.Node),
 	}
 	if n.RegisterMethod == "" {
 		out.RegisterMethod = "REGISTER_METHOD_UNSPECIFIED"

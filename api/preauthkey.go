@@ -24,6 +24,7 @@ type PreAuthKey struct {
 	Reusable    bool   `json:"reusable"`
 	Ephemeral   bool   `json:"ephemeral"`
 	Preapproved bool   `json:"preapproved"` // its nodes need no approval
+	Description string `json:"description"`
 	// KeyDurationSeconds is how long the keys of its nodes live, as in Settings; 0: as those say.
 	KeyDurationSeconds int64      `json:"keyDurationSeconds"`
 	Used               bool       `json:"used"`
@@ -47,6 +48,7 @@ func preAuthKeyJSON(sn *state.Snapshot, k *tailnet.PreAuthKey, now time.Time) *P
 	return &PreAuthKey{
 		User: userOf(sn, k.User), ID: ID(k.ID), Key: k.Prefix, Reusable: k.Reusable, Ephemeral: k.Ephemeral, Preapproved: k.Preapproved, Used: k.Used,
 		KeyDurationSeconds: keyDurationSeconds(k.KeyDuration),
+		Description:        k.Description,
 		Expiration:         timestamp(k.Expires), CreatedAt: timestamp(k.Created), ACLTags: list(k.Tags),
 		Revoked: k.Revoked, Usable: k.Usable(now) == nil,
 	}
@@ -67,6 +69,7 @@ type (
 		Reusable           bool       `json:"reusable"`
 		Ephemeral          bool       `json:"ephemeral"`
 		Preapproved        bool       `json:"preapproved"`
+		Description        string     `json:"description,omitempty"`
 		KeyDurationSeconds int64      `json:"keyDurationSeconds,omitempty"`
 		Expiration         *time.Time `json:"expiration,omitempty"` // null: after DefaultKeyLife; the zero time: never
 		ACLTags            []string   `json:"aclTags,omitempty"`
@@ -132,7 +135,7 @@ func (s *server) createPreAuthKey(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	kr := auth.KeyRequest{Tags: tags, Reusable: req.Reusable, Ephemeral: req.Ephemeral, Preapproved: req.Preapproved, KeyDuration: life}
+	kr := auth.KeyRequest{Tags: tags, Reusable: req.Reusable, Ephemeral: req.Ephemeral, Preapproved: req.Preapproved, KeyDuration: life, Description: req.Description}
 	if req.User != "" || len(tags) == 0 {
 		u, err := findUser(s.State.Snapshot(), req.User)
 		if err != nil {

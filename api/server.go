@@ -175,8 +175,25 @@ func NewServer(o Options) http.Handler {
 type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
 func (s *server) routes() []route {
-	return slices.Concat(s.userRoutes(), s.nodeRoutes(), s.routeRoutes(), s.preAuthKeyRoutes(), s.apiKeyRoutes(), s.oauthClientRoutes(), s.loginRoutes(),
-		s.sshCheckRoutes(), s.adminRoutes(), s.policyRoutes(), s.auditRoutes(), s.settingsRoutes(), s.dnsRoutes(), s.derpRoutes(), s.clusterRoutes(), s.healthRoutes())
+	return slices.Concat(
+		s.userRoutes(),
+		s.nodeRoutes(),
+		s.attributeRoutes(),
+		s.routeRoutes(),
+		s.preAuthKeyRoutes(),
+		s.apiKeyRoutes(),
+		s.oauthClientRoutes(),
+		s.loginRoutes(),
+		s.sshCheckRoutes(),
+		s.adminRoutes(),
+		s.policyRoutes(),
+		s.auditRoutes(),
+		s.settingsRoutes(),
+		s.dnsRoutes(),
+		s.derpRoutes(),
+		s.clusterRoutes(),
+		s.healthRoutes(),
+	)
 }
 
 // methodsAt are the methods that r's path knows.

@@ -87,7 +87,7 @@ func NewV2Server(o Options) http.Handler {
 }
 
 func (s *server) v2Routes() []route {
-	return slices.Concat(s.v2DeviceRoutes(), s.v2PolicyRoutes(), s.v2DNSRoutes(), s.v2SettingsRoutes(), s.v2UserRoutes(),
+	return slices.Concat(s.v2DeviceRoutes(), s.v2PolicyRoutes(), s.v2KeyRoutes(), s.v2DNSRoutes(), s.v2SettingsRoutes(), s.v2UserRoutes(),
 		s.v2RestRoutes())
 }
 

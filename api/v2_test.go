@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/mux"
 	old "github.com/skein-vpn/tailscale-client-v2-9/v2" // their Go client, version 2.9.0
 	ts "tailscale.com/client/tailscale/v2"              // version 2.10.1
 
@@ -29,7 +31,12 @@ type v2World struct {
 
 func newV2World(t *testing.T) *v2World {
 	w := seed(t)
-	srv := httptest.NewServer(NewHandler(Options{State: w.st, Auth: w.auth, Gate: NewGate(w.auth, nil, nil), Now: func() time.Time { return noon }, Log: slog.New(slog.DiscardHandler)}))
+	m := mux.NewRouter()
+	NewTokens(w.auth, nil, nil, slog.New(slog.DiscardHandler)).Mount(m)
+	m.PathPrefix("/").Handler(NewHandler(Options{
+		State: w.st, Auth: w.auth, Gate: NewGate(w.auth, nil, nil), Now: func() time.Time { return noon }, Log: slog.New(slog.DiscardHandler),
+	}))
+	srv := httptest.NewServer(m)
 	t.Cleanup(srv.Close)
 	u, err := url.Parse(srv.URL)
 	if err != nil {
@@ -128,6 +135,22 @@ func TestV2Devices(t *testing.T) {
 	}
 	if err := c.Devices().SetTags(ctx, "2", nil); status(err) != 400 {
 		t.Errorf("no tags: %v", err)
+	}
+	for name, v := range map[string]any{"custom:tier": "gold", "custom:level": 7, "custom:managed": true} {
+		must(c.Devices().SetPostureAttribute(ctx, "2", name, ts.DevicePostureAttributeRequest{Value: v, Comment: "ticket 1"}))
+	}
+	must(c.Devices().DeletePostureAttribute(ctx, "2", "custom:level"))
+	as, err := c.Devices().GetPostureAttributes(ctx, "2")
+	if err != nil || as.Attributes["custom:tier"] != "gold" || as.Attributes["custom:managed"] != true || as.Attributes["node:os"] != "linux" || as.Attributes["custom:level"] != nil {
+		t.Errorf("attributes %+v, %v", as, err)
+	}
+	for name, v := range map[string]any{"tier": "gold", "custom:": "x", "custom:a-b": "x", "node:os": "linux", "custom:list": []string{"a"}, "custom:empty": "", "custom:null": nil} {
+		if err := c.Devices().SetPostureAttribute(ctx, "2", name, ts.DevicePostureAttributeRequest{Value: v}); status(err) != 400 {
+			t.Errorf("attribute %s=%v: %v", name, v, err)
+		}
+	}
+	if err := c.Devices().DeletePostureAttribute(ctx, "2", "custom:level"); !ts.IsNotFound(err) {
+		t.Errorf("an attribute that is not there: %v", err)
 	}
 	must(c.Devices().Delete(ctx, "2"))
 	if node() != nil {
@@ -346,6 +369,109 @@ func TestV2Settings(t *testing.T) {
 	}
 }
 
+func TestV2Keys(t *testing.T) {
+	w := newV2World(t)
+	c, ctx := w.tailscale(w.apiKey(1)).Keys(), w.ctx() // of junyao, an administrator
+	w.setRole(1, tailnet.RoleAdmin)
+
+	var req ts.CreateKeyRequest
+	req.Capabilities.Devices.Create.Reusable, req.Capabilities.Devices.Create.Preauthorized = true, true
+	req.Capabilities.Devices.Create.Tags = []string{"tag:ci"}
+	req.ExpirySeconds, req.Description = 3600, "for CI"
+	k, err := c.CreateAuthKey(ctx, req)
+	if err != nil || !strings.HasPrefix(k.Key, "tskey-auth-") || k.KeyType != "auth" || k.Description != "for CI" || *k.ExpirySeconds != 3600 ||
+		!k.Expires.Equal(noon.Add(time.Hour)) || !k.Capabilities.Devices.Create.Reusable || k.Capabilities.Devices.Create.Tags[0] != "tag:ci" {
+		t.Fatalf("%+v, %v", k, err)
+	}
+	own, err := c.CreateAuthKey(ctx, ts.CreateKeyRequest{})
+	if err != nil || own.UserID != "1" || !own.Expires.Equal(noon.Add(v2KeyLife)) {
+		t.Fatalf("%+v, %v", own, err)
+	}
+	oc, err := c.CreateOAuthClient(ctx, ts.CreateOAuthClientRequest{Scopes: []string{"auth_keys", "dns:read"}, Tags: []string{"tag:ci"}, Description: "terraform"})
+	if err != nil || !strings.HasPrefix(oc.Key, "tskey-client-"+oc.ID+"-") || oc.KeyType != "client" || !slices.Equal(oc.Scopes, []string{"auth_keys", "dns:read"}) {
+		t.Fatalf("%+v, %v", oc, err)
+	}
+	fed, err := c.CreateFederatedIdentity(ctx, ts.CreateFederatedIdentityRequest{
+		Scopes: []string{"dns"}, Issuer: "https://token.example.com", Subject: "repo:me/*", CustomClaimRules: map[string]string{"ref": "refs/heads/main"},
+	})
+	if err != nil || fed.KeyType != "federated" || fed.Audience == "" || fed.Key != "" || fed.CustomClaimRules["ref"] != "refs/heads/main" {
+		t.Fatalf("%+v, %v", fed, err)
+	}
+	for id, kind := range map[string]string{k.ID: "auth", own.ID: "auth", oc.ID: "client", fed.ID: "federated"} {
+		got, err := c.Get(ctx, id)
+		if err != nil || got.ID != id || got.KeyType != kind || got.Key != "" || got.Invalid {
+			t.Errorf("%s: %+v, %v", id, got, err)
+		}
+	}
+	changed, err := c.SetOAuthClient(ctx, oc.ID, ts.SetOAuthClientRequest{Scopes: []string{"auth_keys", "dns"}, Tags: []string{"tag:ci", "tag:web"}, Description: "more"})
+	if err != nil || changed.Description != "more" || !slices.Equal(changed.Tags, []string{"tag:ci", "tag:web"}) {
+		t.Errorf("%+v, %v", changed, err)
+	}
+	if _, err := c.SetFederatedIdentity(ctx, fed.ID, ts.SetFederatedIdentityRequest{Scopes: []string{"dns:read"}, Issuer: "https://token.example.com", Subject: "x"}); err != nil {
+		t.Error(err)
+	}
+	ids := func(all bool) (out []string) {
+		ks, err := c.List(ctx, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range ks {
+			out = append(out, k.ID)
+		}
+		return out
+	}
+	if all := ids(true); !slices.Contains(all, k.ID) || !slices.Contains(all, oc.ID) || !slices.Contains(all, own.ID) {
+		t.Errorf("all keys: %v", all)
+	}
+	if mine := ids(false); slices.Contains(mine, k.ID) || !slices.Contains(mine, own.ID) {
+		t.Errorf("junyao's keys: %v", mine)
+	}
+	if err := c.Delete(ctx, k.ID); err != nil {
+		t.Error(err)
+	}
+	if got, err := c.Get(ctx, k.ID); err != nil || !got.Invalid || got.Revoked.IsZero() {
+		t.Errorf("a revoked key: %+v, %v", got, err)
+	}
+	if all := ids(true); slices.Contains(all, k.ID) {
+		t.Error("a revoked key is listed")
+	}
+	for name, req := range map[string]string{
+		"kind":              `{"keyType": "card"}`,
+		"scopes of a key":   `{"scopes": ["dns"]}`,
+		"life":              `{"expirySeconds": 99999999}`,
+		"tag":               `{"capabilities": {"devices": {"create": {"tags": ["a b"]}}}}`,
+		"scope":             `{"keyType": "client", "scopes": ["everything"]}`,
+		"tags of auth_keys": `{"keyType": "client", "scopes": ["auth_keys"]}`,
+		"issuer":            `{"keyType": "federated", "scopes": ["dns"], "issuer": "http://x", "subject": "a"}`,
+	} {
+		if res := w.do(t, "POST", "/api/v2/tailnet/-/keys", req); res.StatusCode != 400 {
+			t.Errorf("%s: %d", name, res.StatusCode)
+		}
+	}
+
+	// Their client with the OAuth client, as Terraform does it: it makes keys with its tags, and no more.
+	oauth := &ts.Client{BaseURL: w.url, Auth: &ts.OAuth{ClientID: oc.ID, ClientSecret: oc.Key, Scopes: []string{"auth_keys"}}}
+	if _, err := oauth.Keys().CreateAuthKey(ctx, req); err != nil {
+		t.Errorf("with an access token: %v", err)
+	}
+	req.Capabilities.Devices.Create.Tags = []string{"tag:db"}
+	if _, err := oauth.Keys().CreateAuthKey(ctx, req); status(err) != 403 {
+		t.Errorf("a tag that is not its own: %v", err)
+	}
+	if _, err := oauth.DNS().Nameservers(ctx); status(err) != 403 {
+		t.Errorf("a scope that was not asked for: %v", err)
+	}
+	if got, err := oauth.Keys().Get(ctx, oc.ID); err != nil || got.ID != oc.ID {
+		t.Errorf("itself: %v", err)
+	}
+	if err := c.Delete(ctx, oc.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := oauth.Keys().Get(ctx, oc.ID); status(err) != 401 {
+		t.Errorf("revoked: %v", err)
+	}
+}
+
 // Every answer is JSON in their shape, whatever is wrong.
 func TestV2Failures(t *testing.T) {
 	w := newV2World(t)
@@ -387,5 +513,58 @@ func TestV2Failures(t *testing.T) {
 		if res.StatusCode != c.status || c.status != 200 && (e.Message == "" || e.Status != c.status) || res.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("%s %s: %d %q, want %d", c.method, c.path, res.StatusCode, e.Message, c.status)
 		}
+	}
+}
+
+// scoped is an Authenticator for whom a secret is a list of scopes.
+type scoped struct{}
+
+func (scoped) Authenticate(_ context.Context, secret string) (*auth.Principal, error) {
+	return &auth.Principal{Kind: auth.KindAPIKey, Name: "test", Scopes: strings.Split(secret, " ")}, nil
+}
+
+// Every operation is done with its scope, with all of them and, if it reads, with what writes; and with nothing else.
+func TestV2Scopes(t *testing.T) {
+	w := seed(t)
+	s := newServer(Options{State: w.st, Auth: w.auth, Gate: NewGate(scoped{}, nil, nil), Log: slog.New(slog.DiscardHandler)})
+	h := NewV2Server(s.Options)
+	ask := func(method, path, scopes string) int {
+		r := httptest.NewRequest(method, PrefixV2+path, nil)
+		r.Header.Set("Authorization", "Bearer "+scopes)
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		return rec.Code
+	}
+	fill := strings.NewReplacer("{tailnet}", "-", "{device}", "99", "{user}", "99", "{key}", "99", "{name}", "custom:x")
+	n := 0
+	for _, rt := range s.v2Routes() {
+		for method, o := range rt.methods {
+			if o.scope == auth.ScopeNone {
+				continue // the kind of the key decides: TestV2Keys
+			}
+			n++
+			path := fill.Replace(rt.path)
+			var others []string
+			allowed := map[string]bool{o.scope: true, auth.ScopeAll: true}
+			if base, reads := strings.CutSuffix(o.scope, ":read"); reads {
+				allowed[base], allowed[auth.Read(auth.ScopeAll)] = true, true
+			}
+			for _, sc := range auth.Scopes() {
+				if !allowed[sc] {
+					others = append(others, sc)
+				}
+			}
+			for sc := range allowed {
+				if code := ask(method, path, sc); code == 401 || code == 403 || code == 405 {
+					t.Errorf("%s %s with %s: %d", method, path, sc, code)
+				}
+			}
+			if code := ask(method, path, strings.Join(others, " ")); code != 403 {
+				t.Errorf("%s %s with all but its scope: %d", method, path, code)
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("only %d operations", n)
 	}
 }

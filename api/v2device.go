@@ -78,6 +78,10 @@ func (s *server) v2DeviceRoutes() []route {
 		{one + "/tags", ops{http.MethodPost: {write, s.v2SetTags}}},
 		{one + "/key", ops{http.MethodPost: {write, s.v2SetKey}}},
 		{one + "/ip", ops{http.MethodPost: {write, s.v2SetAddress}}},
+		{one + "/attributes", ops{http.MethodGet: {auth.Read(auth.ScopePosture), s.v2Attributes}}},
+		{one + "/attributes/{name}", ops{
+			http.MethodPost: {auth.ScopePosture, s.v2SetAttribute}, http.MethodDelete: {auth.ScopePosture, s.v2RemoveAttribute},
+		}},
 		{one + "/expire", ops{http.MethodPost: {write, s.v2Expire}}},
 		{one + "/routes", ops{http.MethodGet: {auth.Read(auth.ScopeRoutes), s.v2GetRoutes}, http.MethodPost: {auth.ScopeRoutes, s.v2SetRoutes}}},
 	}
@@ -407,4 +411,34 @@ func (s *server) v2SetRoutes(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.v2GetRoutes(r)
+}
+
+func (s *server) v2Attributes(r *http.Request) (any, error) {
+	n, err := s.v2Node(r)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		Attributes map[string]any    `json:"attributes"`
+		Expiries   map[string]string `json:"expiries"`
+	}{attributesJSON(n.Node), map[string]string{}}, nil
+}
+
+func (s *server) v2SetAttribute(r *http.Request) (any, error) {
+	change, why, err := attributeChange(r)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.changeV2Node(r, why, change); err != nil {
+		return nil, err
+	}
+	return s.v2Attributes(r)
+}
+
+func (s *server) v2RemoveAttribute(r *http.Request) (any, error) {
+	change, why, err := attributeRemoval(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.changeV2Node(r, why, change)
 }

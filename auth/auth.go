@@ -132,6 +132,7 @@ type KeyRequest struct {
 	Reusable    bool
 	Ephemeral   bool
 	Preapproved bool          // its nodes need no approval (tailnet.Settings.DeviceApproval)
+	Description string        // free text, may be empty
 	KeyDuration time.Duration // how long the keys of its nodes live, as tailnet.Settings.KeyDuration; 0: as that says
 	Expires     time.Time     // zero: never
 }
@@ -152,6 +153,9 @@ func (a *Auth) CreatePreAuthKey(ctx context.Context, r KeyRequest) (secret strin
 			return "", nil, err
 		}
 	}
+	if err := checkDescription(r.Description); err != nil {
+		return "", nil, err
+	}
 	shown := randomText(12)
 	secret = keyPrefix + shown + "-" + randomText(40)
 	err = a.st.Update(ctx, "pre-auth key created", func(tx *state.Tx) error {
@@ -160,7 +164,7 @@ func (a *Auth) CreatePreAuthKey(ctx context.Context, r KeyRequest) (secret strin
 		}
 		k = tx.NewPreAuthKey()
 		k.Prefix, k.Hash = keyPrefix+shown, sha256.Sum256([]byte(secret))
-		k.Reusable, k.Ephemeral, k.Preapproved, k.KeyDuration, k.Expires = r.Reusable, r.Ephemeral, r.Preapproved, r.KeyDuration, r.Expires
+		k.Reusable, k.Ephemeral, k.Preapproved, k.KeyDuration, k.Expires, k.Description = r.Reusable, r.Ephemeral, r.Preapproved, r.KeyDuration, r.Expires, r.Description
 		if len(r.Tags) > 0 {
 			k.Tags = sortedUnique(r.Tags)
 		} else {

@@ -23,7 +23,8 @@ import (
 func sampleNode() *tailnet.Node {
 	return &tailnet.Node{
 		ID: 7, StableID: "nSeven", MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), OldNodeKey: key.NewNode().Public(), OldKeyUntil: t0.Add(time.Minute),
-		DiscoKey: key.NewDisco().Public(), User: 2, Tags: []string{"tag:a", "tag:\u2028\"b"}, Hostname: "Häns's PC", Name: "haens-pc", NameFixed: true,
+		Attributes: []tailnet.Attribute{{Name: "custom:tier", Value: "gold", Kind: "string"}},
+		DiscoKey:   key.NewDisco().Public(), User: 2, Tags: []string{"tag:a", "tag:\u2028\"b"}, Hostname: "Häns's PC", Name: "haens-pc", NameFixed: true,
 		IPv4: addrOf("100.64.0.7"), IPv6: addrOf("fd7a:115c:a1e0::7"), Ephemeral: true, RegisterMethod: tailnet.RegisteredByCLI, PreAuthKey: 3,
 		Created: t0, Expiry: t0.AddDate(100, 0, 0), NeverExpires: true, Authorized: true, Hostinfo: &tailcfg.Hostinfo{OS: "linux"},
 		Endpoints:     []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("[2001:db8::1]:65535")},
@@ -39,7 +40,7 @@ func sampleUser() *tailnet.User {
 
 func sampleKey() *tailnet.PreAuthKey {
 	return &tailnet.PreAuthKey{ID: 3, Prefix: "abc", Hash: [32]byte{1, 31: 255}, User: 2, Tags: []string{"tag:x"}, Reusable: true, Ephemeral: true,
-		Preapproved: true, KeyDuration: time.Hour, Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
+		Preapproved: true, Description: "for CI", KeyDuration: time.Hour, Used: true, Created: t0, Expires: t0.Add(1), Revoked: true}
 }
 
 func sampleCredential() *tailnet.Credential {
@@ -150,7 +151,7 @@ func TestCorruptRows(t *testing.T) {
 	sqliteOnly(t)
 	free := map[string]bool{ // any text is fine there
 		"tailnets.name": true, "users.name": true, "users.display_name": true, "users.email": true, "users.role": true, "users.status": true, "users.provider": true, "users.provider_id": true,
-		"users.picture": true, "presence.server": true, "pre_auth_keys.prefix": true,
+		"users.picture": true, "presence.server": true, "pre_auth_keys.prefix": true, "pre_auth_keys.description": true,
 		"nodes.stable_id": true, "nodes.hostname": true, "nodes.name": true, "nodes.register_method": true,
 	}
 	for _, table := range []string{"tailnets", "users", "pre_auth_keys", "nodes", "presence"} {
@@ -428,7 +429,7 @@ func (m *model) changeKeys(t *rapid.T, ch *tailnet.Changes) {
 		orphan := k != nil && m.users[k.User] == nil && k.User != 0
 		switch what := rapid.IntRange(0, 2).Draw(t, "key"); {
 		case what == 0 || orphan:
-			k := &tailnet.PreAuthKey{ID: id, Prefix: genText.Draw(t, "prefix"), User: m.owner(t), Tags: some(t, genTags), Reusable: genBool.Draw(t, "reusable"),
+			k := &tailnet.PreAuthKey{ID: id, Prefix: genText.Draw(t, "prefix"), Description: genText.Draw(t, "description"), User: m.owner(t), Tags: some(t, genTags), Reusable: genBool.Draw(t, "reusable"),
 				Used: genBool.Draw(t, "used"), Created: genTime.Draw(t, "created"), Expires: genTime.Draw(t, "expires")}
 			copy(k.Hash[:], rapid.SliceOfN(rapid.Byte(), 0, 32).Draw(t, "hash"))
 			ch.PutPreAuthKeys, m.keys[id] = append(ch.PutPreAuthKeys, k), k

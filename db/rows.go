@@ -54,6 +54,7 @@ type preAuthKeyRow struct {
 	Reusable    bool
 	Ephemeral   bool
 	Preapproved bool
+	Description string
 	KeyDuration int64 // nanoseconds
 	Used        bool
 	CreatedAt   *string
@@ -71,6 +72,7 @@ type nodeRow struct {
 	NodeKey        string
 	OldNodeKey     *string
 	OldKeyUntil    *string
+	Attributes     *string // JSON
 	DiscoKey       *string
 	UserID         *int64
 	Tags           *string // JSON

@@ -170,6 +170,9 @@ func versionParts(s string) []string {
 	return strings.Split(s, ".")
 }
 
+// Attributes are what postures can ask of n, by name: what its client says of itself and what administrators have given it.
+func Attributes(n *tailnet.Node) map[string]string { return attributes(n, nil) }
+
 // attributes are the posture attributes of n: what its client says of itself, and custom ones, whose names begin with
 // custom:.
 func attributes(n *tailnet.Node, custom func(*tailnet.Node) map[string]string) map[string]string {
@@ -178,6 +181,9 @@ func attributes(n *tailnet.Node, custom func(*tailnet.Node) map[string]string) m
 		for k, v := range custom(n) {
 			out[k] = v
 		}
+	}
+	for _, a := range n.Attributes {
+		out[a.Name] = a.Value
 	}
 	h := n.Hostinfo
 	if h == nil {

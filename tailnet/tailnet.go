@@ -169,6 +169,7 @@ type Node struct {
 	HomeDERP       int                       // region; 0: not known yet
 	Capver         tailcfg.CapabilityVersion // of its last request
 	ApprovedRoutes []netip.Prefix            // sorted; kept while the node does not advertise them
+	Attributes     []Attribute               // given by administrators, sorted by name
 
 	NLKey        key.NLPublic // tailnet lock key; zero if the client has none
 	KeySignature []byte       // tailnet lock signature of NodeKey
@@ -251,6 +252,7 @@ type PreAuthKey struct {
 	Reusable    bool
 	Ephemeral   bool
 	Preapproved bool          // its nodes need no approval of an administrator
+	Description string        // free text, may be empty
 	KeyDuration time.Duration // how long the keys of its nodes live; 0: as the tailnet's settings say; KeyForever: they do not end
 	Used        bool          // a node has joined with it
 	Created     time.Time

@@ -71,6 +71,7 @@ The nodes that join with a key with tags belong to the tags; then no namespace i
 	f.BoolVar(&req.Ephemeral, "ephemeral", false, "its nodes are removed when they have been offline for a while")
 	f.BoolVar(&req.Preapproved, "pre-approved", false, "its nodes need no approval (skein settings set --device-approval on)")
 	f.StringVar(&life, "node-expiry", "default", "how `LONG` its nodes stay logged in: 90d, never, or default, which is what \"skein settings get\" says")
+	f.StringVar(&req.Description, "description", "", "what it is for, a `TEXT`")
 	f.StringVarP(&expiration, "expiration", "e", config.Duration(api.DefaultKeyLife).String(), "how long it lives (24h, 90d), until `WHEN` (2027-01-31), or \"never\"")
 	f.StringSliceVar(&req.ACLTags, "tags", nil, "`TAG`s that its nodes get, such as tag:ci, separated by commas or repeated")
 	return cmd
