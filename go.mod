@@ -130,7 +130,6 @@ require (
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/safchain/ethtool v0.3.0 // indirect
-	github.com/skein-vpn/tailscale-client-v2-9/v2 v2.9.0
 	github.com/skip2/go-qrcode v0.0.0-20200617195104-da1b6568686e // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/tailscale/certstore v0.1.1-0.20260409135935-3638fb84b77d // indirect
@@ -173,5 +172,3 @@ tool (
 	tailscale.com/cmd/tailscale
 	tailscale.com/cmd/tailscaled
 )
-
-replace github.com/skein-vpn/tailscale-client-v2-9/v2 => tailscale.com/client/tailscale/v2 v2.9.0
