@@ -169,6 +169,8 @@ require (
 )
 
 tool (
+	tailscale.com/cmd/get-authkey
+	tailscale.com/cmd/gitops-pusher
 	tailscale.com/cmd/tailscale
 	tailscale.com/cmd/tailscaled
 )
