@@ -8,6 +8,8 @@ import (
 
 	"tailscale.com/tailcfg"
 
+	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/policy"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -309,9 +311,42 @@ func (e *Encoder) step(from, to *state.Snapshot) *step {
 		if !st.all && to.Policy.Policy() != nil {
 			st.changed = withRouters(st.changed, to)
 		}
+		if !st.all && from.DNS == to.DNS && from.DERP == to.DERP {
+			e.share(st)
+		}
 		st.renamed = renamedUsers(from, to)
 	})
 	return st
+}
+
+// maxNews is how many changes are remembered for other steps; beyond that all are forgotten.
+const maxNews = 4096
+
+// news are changes that several steps may have in common. When a fleet comes back, each session begins with another snapshot and
+// makes a step of its own, but what is said of a node in them is mostly the same.
+type news struct {
+	rules *policy.Compiled // of these all but users and nodes counts
+	dns   *dns.Settings
+	derp  *state.DERPMaps
+	of    map[[2]*state.Node]*change
+}
+
+// share puts changes that other steps have as well in place of the step's.
+func (e *Encoder) share(st *step) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := &e.news
+	if n.rules == nil || !n.rules.SameRules(st.to.Policy) || n.dns != st.to.DNS || n.derp != st.to.DERP || len(n.of) > maxNews {
+		*n = news{st.to.Policy, st.to.DNS, st.to.DERP, map[[2]*state.Node]*change{}}
+	}
+	for i, c := range st.changed {
+		k := [2]*state.Node{c.old, c.new}
+		if other := n.of[k]; other != nil {
+			st.changed[i] = other
+		} else {
+			n.of[k] = c
+		}
+	}
 }
 
 // withRouters adds to the changes the routers that share a prefix with one that changed: where a policy steers viewers to

@@ -23,6 +23,7 @@ type Encoder struct {
 	views  []*view                 // guarded by mu: the newest last
 	peers  map[tailnet.NodeID]peer // guarded by mu
 	steps  []*step                 // guarded by mu: the newest last
+	news   news                    // guarded by mu
 }
 
 // New returns an Encoder; now is the clock that clients are told (tailcfg.MapResponse.ControlTime), nil for time.Now.
