@@ -35,6 +35,7 @@ func New(o Options, now func() time.Time) *Encoder {
 }
 
 const (
+	blockPiece = 16    // peers in one piece of a block that is needed without one of them
 	blockPeers = 64    // peers in one block, about: at this size the compression ratio is that of one large frame
 	maxBlocks  = 16384 // kept at the most; beyond that all are dropped and made again as needed
 )
@@ -111,6 +112,9 @@ type block struct {
 	sn     *state.Snapshot // set if some peer's routes depend on more than these values: valid for this snapshot alone
 	json   [][]byte        // one per node
 	sealed []byte          // all of them
+
+	cut    sync.Once
+	pieces [][]byte // all of them, blockPiece in each, for viewers that are among them
 }
 
 var comma = map[bool][]byte{false: []byte(","), true: seal(true, []byte(","))}
@@ -169,18 +173,28 @@ func viewKeyOf(sn *state.Snapshot, self *state.Node, v Viewer) viewKey {
 // appendPeers appends the peers without self, which a list of peers must never contain, separated by commas; any reports
 // whether there are some.
 func (vw *view) appendPeers(parts [][]byte, self *state.Node) (_ [][]byte, any bool) {
-	for _, b := range vw.blocks {
-		sealed := b.sealed
-		if i := b.find(self); i >= 0 {
-			if len(b.nodes) == 1 {
-				continue
-			}
-			sealed = seal(vw.compress, appendJoined(nil, slices.Delete(slices.Clone(b.json), i, i+1)))
-		}
+	add := func(sealed []byte) {
 		if any {
 			parts = append(parts, comma[vw.compress])
 		}
 		parts, any = append(parts, sealed), true
+	}
+	for _, b := range vw.blocks {
+		i := b.find(self)
+		if i < 0 {
+			add(b.sealed)
+			continue
+		}
+		for j, piece := range b.inPieces(vw.compress) {
+			if j != i/blockPiece {
+				add(piece)
+				continue
+			}
+			rest := slices.Clone(b.json[j*blockPiece : min(len(b.json), (j+1)*blockPiece)])
+			if rest = slices.Delete(rest, i%blockPiece, i%blockPiece+1); len(rest) > 0 {
+				add(seal(vw.compress, appendJoined(nil, rest)))
+			}
+		}
 	}
 	return parts, any
 }
@@ -263,6 +277,16 @@ func (b *block) find(n *state.Node) int {
 		return -1
 	}
 	return slices.Index(b.nodes, n)
+}
+
+// inPieces is the block in pieces, so that little is to be encoded for a viewer that must be left out of one.
+func (b *block) inPieces(compress bool) [][]byte {
+	b.cut.Do(func() {
+		for piece := range slices.Chunk(b.json, blockPiece) {
+			b.pieces = append(b.pieces, seal(compress, appendJoined(nil, piece)))
+		}
+	})
+	return b.pieces
 }
 
 // block is the block that holds exactly run, made by the first who asks.

@@ -123,7 +123,7 @@ func shares(x, y Frame) (n int) {
 }
 
 // Blocks of peers are the same memory for all viewers whose block it is not, and from one snapshot to the next while none
-// of their peers changes.
+// of their peers changes. So are the pieces of a viewer's own block that do not hold it.
 func TestBlocksAreShared(t *testing.T) {
 	const n = 4*blockPeers - 1 // four blocks: ids begin with 1
 	w := newWorld(t, statetest.NewWith(statetest.Tailnet(n)))
@@ -136,25 +136,26 @@ func TestBlocksAreShared(t *testing.T) {
 		return f
 	}
 	a, b, c := Viewer{Node: 1, Capver: 142, Compress: true}, Viewer{Node: 2, Capver: 142, Compress: true}, Viewer{Node: n, Capver: 113, Compress: true}
-	const shared = 1 // what is said of the tailnet
-	if got := shares(full(a), full(a)); got != 3+shared {
-		t.Errorf("one viewer asking twice: %d parts are the same memory, want %d", got, 3+shared)
+	const shared = 1                         // what is said of the tailnet
+	const pieces = blockPeers/blockPiece - 1 // of the own block
+	if got := shares(full(a), full(a)); got != 3+pieces+shared {
+		t.Errorf("one viewer asking twice: %d parts are the same memory, want %d", got, 3+pieces+shared)
 	}
-	if got := shares(full(a), full(b)); got != 3+shared {
-		t.Errorf("two viewers of one block: %d parts are the same memory, want %d", got, 3+shared)
+	if got := shares(full(a), full(b)); got != 3+pieces+shared {
+		t.Errorf("two viewers of one block: %d parts are the same memory, want %d", got, 3+pieces+shared)
 	}
 	if got := shares(full(a), full(c)); got != 2+shared {
 		t.Errorf("viewers of two blocks and versions: %d parts are the same memory, want %d", got, 2+shared)
 	}
 	before := full(a)
 	w.edit(blockPeers+3, func(_ *state.Tx, n *tailnet.Node) { n.HomeDERP = 902 })
-	if got := shares(before, full(a)); got != 2 {
-		t.Errorf("after a change in block 1: %d parts are the same memory, want 2", got)
+	if got := shares(before, full(a)); got != 2+pieces {
+		t.Errorf("after a change in block 1: %d parts are the same memory, want %d", got, 2+pieces)
 	}
 	before = full(a)
 	w.user("somebody")
-	if got := shares(before, full(a)); got != 3 {
-		t.Errorf("after a change of no node: %d parts are the same memory, want 3", got)
+	if got := shares(before, full(a)); got != 3+pieces {
+		t.Errorf("after a change of no node: %d parts are the same memory, want %d", got, 3+pieces)
 	}
 	if got := shares(full(a), full(Viewer{Node: 1, Capver: 142})); got != 0 {
 		t.Errorf("two encodings: %d parts are the same memory", got)

@@ -5,7 +5,7 @@
 //
 // A peer's entry is the same bytes for every viewer, so that peers are encoded in blocks of up to 64, by id; a block is
 // kept until one of its peers changes. Concatenated zstd frames decode as one, so a full map is glued together: a part
-// made for the viewer, the shared blocks (only the one that holds the viewer itself is made apart), and a closing part.
+// made for the viewer, the shared blocks (of the one that holds the viewer itself a piece is made apart), and a closing part.
 //
 //	{"Node":…,"UserProfiles":[own  ⧺  ,others],"DNSConfig":…,"Peers":[  ⧺  block 0  ⧺  ,  ⧺  block 1  ⧺ … ⧺  ]}
 //	└───────── this viewer ──────┘    └─────────────────────── every viewer of its audience ───────────────────┘
