@@ -44,7 +44,7 @@ type (
 	CreateAdminLinkRequest struct {
 		User Ref    `json:"user,omitempty"`
 		Name string `json:"name,omitempty"`
-		Role string `json:"role,omitempty"` // of the namespace that is made; empty: admin
+		Role string `json:"role,omitempty"` // of the namespace that is made; empty: admin, or owner if nobody can sign in yet
 	}
 	// AdminLink lets whoever has its URL choose how to sign in, once.
 	AdminLink struct {
@@ -52,9 +52,6 @@ type (
 		ExpiresAt *time.Time `json:"expiresAt"`
 	}
 )
-
-// defaultLinkRole is what a link gives to the namespace that it makes if nothing else is asked for.
-const defaultLinkRole = string(tailnet.RoleAdmin)
 
 func (s *server) adminRoutes() []route {
 	if s.Accounts == nil {
@@ -115,7 +112,12 @@ func (s *server) createAdminLink(r *http.Request) (any, error) {
 		lr.User = u.ID
 	} else {
 		if req.Role == "" {
-			req.Role = defaultLinkRole
+			req.Role = string(tailnet.RoleAdmin)
+			if admins, err := s.Accounts.Admins(r.Context()); err != nil {
+				return nil, err
+			} else if len(admins) == 0 {
+				req.Role = string(tailnet.RoleOwner)
+			}
 		}
 		role, err := parseRole(req.Role)
 		if err != nil {

@@ -34,7 +34,7 @@ of --role; without NAMESPACE its name can be chosen there. What the roles may do
 		},
 		ValidArgsFunction: c.completeNamespaces,
 	}
-	cmd.Flags().StringVar(&role, "role", "", "`ROLE` of the namespace that is made: "+strings.Join(api.Roles, ", ")+" (default admin)")
+	cmd.Flags().StringVar(&role, "role", "", "`ROLE` of the namespace that is made: "+strings.Join(api.Roles, ", ")+" (default admin; owner if nobody can sign in yet)")
 	must(cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(api.Roles, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()

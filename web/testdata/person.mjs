@@ -60,7 +60,7 @@ try {
       case 'tick': await page.getByLabel(s.name).check(); break
       case 'unfold': await page.getByText(s.name, { exact: true }).click(); break
       case 'press': await page.getByRole('button', { name: s.name, exact: true }).first().click(); break
-      case 'follow': await page.getByRole('link', { name: s.name, exact: s.exact !== false }).first().click(); break
+      case 'follow': await page.getByRole('link', { name: s.name }).first().click(); break
       case 'authenticator': { // a device with a fingerprint reader that always says yes
         const cdp = await context.newCDPSession(page)
         await cdp.send('WebAuthn.enable')
