@@ -178,10 +178,11 @@ func (d *DB) AccountLink(ctx context.Context, id tailnet.ID, link string) (*tail
 // UseAccountLink marks a link as used, and reports whether it was not so before. A zero time makes it unused again.
 func (d *DB) UseAccountLink(ctx context.Context, id tailnet.ID, link string, at time.Time) (first bool, err error) {
 	err = d.transact(ctx, durable, func(tx *gorm.DB) error {
-		q := tx.Exec("UPDATE account_links SET used_at = NULL WHERE tailnet_id = ? AND id = ?", id, link)
-		if !at.IsZero() {
-			q = tx.Exec("UPDATE account_links SET used_at = ? WHERE tailnet_id = ? AND id = ? AND used_at IS NULL", formatTime(at), id, link)
+		stmt, args := "UPDATE account_links SET used_at = ? WHERE tailnet_id = ? AND id = ? AND used_at IS NULL", []any{formatTime(at), id, link}
+		if at.IsZero() {
+			stmt, args = "UPDATE account_links SET used_at = NULL WHERE tailnet_id = ? AND id = ?", args[1:]
 		}
+		q := tx.Exec(stmt, args...)
 		first = q.RowsAffected > 0
 		return q.Error
 	})
