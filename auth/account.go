@@ -391,6 +391,19 @@ func (a *Accounts) Account(ctx context.Context, u *tailnet.User) (*tailnet.Accou
 	return acc, nil
 }
 
+// Ways reports whether there is anybody who could sign in with a password, and with a passkey.
+func (a *Accounts) Ways(ctx context.Context) (password, passkey bool, err error) {
+	accs, err := a.o.Store.Accounts(ctx, a.o.Tailnet)
+	if err != nil {
+		return false, false, fmt.Errorf("reading the accounts: %w", err)
+	}
+	for _, acc := range accs {
+		password = password || acc.Password != ""
+		passkey = passkey || len(acc.Passkeys) > 0
+	}
+	return password, passkey && a.noKeys == nil, nil
+}
+
 // Admin is somebody who can sign in without a provider.
 type Admin struct {
 	User     *tailnet.User

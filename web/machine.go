@@ -103,6 +103,9 @@ func (v *visit) changeMachine() error {
 		}
 		return err
 	case "approve":
+		if !v.mayManage() {
+			return tailnet.Errorf(tailnet.Denied, "only an administrator may approve a machine")
+		}
 		if err := v.h.o.Nodes.Approve(ctx, v.user, n.ID); err != nil {
 			return err
 		}

@@ -74,15 +74,13 @@ func (v *visit) providerLinks(to string) (out []providerLink) {
 }
 
 func (v *visit) signInPage(to string) (signInPage, error) {
-	admins, err := v.h.o.Accounts.Admins(v.r.Context())
+	passwords, passkeys, err := v.h.o.Accounts.Ways(v.r.Context())
 	if err != nil {
 		return signInPage{}, err
 	}
-	p := signInPage{To: to, Again: v.user != nil, Providers: v.providerLinks(to), Local: len(admins) > 0, Purpose: purpose(to)}
-	for _, a := range admins {
-		p.Passkeys = p.Passkeys || len(a.Account.Passkeys) > 0 && v.h.o.Accounts.PasskeysError() == nil
-	}
-	return p, nil
+	return signInPage{
+		To: to, Again: v.user != nil, Providers: v.providerLinks(to), Local: passwords || passkeys, Passkeys: passkeys, Purpose: purpose(to),
+	}, nil
 }
 
 // purpose says what a sign-in that leads to a path is for.
