@@ -160,7 +160,10 @@ func TestTags(t *testing.T) {
 	n.Wait(soon, "a refusal", func() (bool, string) {
 		return strings.Contains(n.srv.Log(), "requested tags [tag:other] are invalid or not permitted"), n.srv.Tail(5)
 	})
-	nas.Up(n.srv.URL, "--advertise-tags=tag:home")
+	n.Wait(patient, "it asks for the tag of before", func() (bool, string) {
+		r := nas.CLI(soon, "up", "--login-server="+n.srv.URL, "--advertise-tags=tag:home", "--timeout=10s")
+		return r.Err == nil, r.String() // it may tell the end of the attempt before once more
+	})
 	is("tagged-devices", "tag:home")
 	n.srv.Skein("nodes", "untag", "homeds", "-n", "junyao")
 	nas.Up(n.srv.URL, "--advertise-tags=", "--auth-key="+key, "--force-reauth")
