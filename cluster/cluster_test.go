@@ -22,7 +22,9 @@ import (
 	"github.com/skein-vpn/skein/db"
 	"github.com/skein-vpn/skein/db/pgtest"
 	"github.com/skein-vpn/skein/dns"
+	"github.com/skein-vpn/skein/netmap"
 	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/state/statetest"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -483,4 +485,40 @@ func BenchmarkThreeWriters(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkServerJoins is how long a server takes that comes to a tailnet of 10,000 nodes: to connect, read everything, and make
+// the first full map for a client.
+func BenchmarkServerJoins(b *testing.B) {
+	pg := pgtest.Start(b, pgtest.Options{})
+	url := pg.NewDatabase(b)
+	d, err := db.Open(ctx, db.Options{URL: url})
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := statetest.Tailnet(10_000)
+	if _, err := d.Commit(ctx, 1, 0, &tailnet.Changes{Tailnet: &c.Tailnet, PutUsers: c.Users, PutNodes: c.Nodes}); err != nil {
+		b.Fatal(err)
+	}
+	_ = d.Close()
+	var load, first time.Duration
+	n := 0
+	for b.Loop() {
+		begin := time.Now()
+		m := start(b, url, "a", cluster.Options{})
+		load += time.Since(begin)
+		begin = time.Now()
+		f, ok := netmap.New(netmap.Options{}, nil).Full(m.st.Snapshot(), netmap.Viewer{Node: 1, Capver: tailcfg.CurrentCapabilityVersion, Compress: true})
+		if !ok {
+			b.Fatal("no map")
+		}
+		if _, err := f.WriteTo(io.Discard); err != nil {
+			b.Fatal(err)
+		}
+		first += time.Since(begin)
+		n++
+		m.close()
+	}
+	b.ReportMetric(load.Seconds()/float64(n), "load-s")
+	b.ReportMetric(first.Seconds()/float64(n), "first-map-s")
 }

@@ -94,6 +94,12 @@ func (s *server) serverInfo(name string) (*serverInfo, error) {
 	_, port, _ := net.SplitHostPort(s.cfg.ListenAddr)
 	n, _ := strconv.Atoi(port)
 	info.Mesh = e.MeshRelay(n)
+	if a, err := netip.ParseAddr(localAddr()); err == nil && info.Mesh != nil && !s.cfg.Cluster.TellClients {
+		info.Mesh.IPv4, info.Mesh.IPv6 = a.String(), "none" // what clients are told is a proxy
+		if a.Is6() {
+			info.Mesh.IPv4, info.Mesh.IPv6 = "none", a.String()
+		}
+	}
 	return info, nil
 }
 
