@@ -34,7 +34,8 @@ var allowed = map[string][]string{
 	"auth/oidc":             {"tailnet", "state"},
 	"control":               {"tailnet", "state", "netmap", "auth", "control/h2", "remote"},
 	"control/h2":            {},
-	"api":                   {"tailnet", "policy", "state", "auth", "remote"},
+	"api":                   {"tailnet", "policy", "state", "auth", "remote", "webhook"},
+	"webhook":               {"tailnet", "state"},
 	"web":                   {"tailnet", "state", "auth"},
 	"integration":           {"integration/lab", "integration/oidc"},
 	"backup":                {},
@@ -43,7 +44,7 @@ var allowed = map[string][]string{
 	"integration/oidc":      {},
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
-	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover", "backup"},
+	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover", "backup", "webhook"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 
@@ -51,7 +52,7 @@ var allowed = map[string][]string{
 var foreign = map[string][]string{
 	"gorm.io/gorm":           {"db"},
 	"github.com/jackc/pgx":   {"db", "db/pgtest", "takeover"},
-	"net/http":               {"remote", "auth/oidc", "control", "control/h2", "api", "web", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
+	"net/http":               {"remote", "webhook", "auth/oidc", "control", "control/h2", "api", "web", "derp", "cmd/skein", "integration", "integration/lab", "integration/sim", "integration/wireguard"},
 	"os/exec":                {"cmd/skein", "db/pgtest", "integration", "integration/lab", "integration/oidc", "integration/sim", "integration/wireguard"},
 	"golang.org/x/net/http2": {"control/h2", "integration/sim"},
 }

@@ -30,7 +30,9 @@
 //	GET    /oauthclient                       DELETE /oauthclient/{client}
 //	POST   /oauthclient                       GET    /admin
 //	DELETE /admin/{user}                      POST   /admin/link, /admin/{user}/reset
-//	GET    /audit
+//	GET    /audit                             GET    /webhook
+//	POST   /webhook                           POST   /webhook/{webhook}/rotate, /webhook/{webhook}/test
+//	PATCH  /webhook/{webhook}                 DELETE /webhook/{webhook}
 //
 //	GET    /dns                               POST   /dns/records
 //	PATCH  /dns                               DELETE /dns/records ?name=&value=
@@ -89,6 +91,8 @@ type Options struct {
 
 	// Accounts are the people who sign in on the web pages without a provider; nil: nobody can.
 	Accounts Accounts
+
+	Webhooks Webhooks // nil: none
 
 	Gate *Gate // who may come in; nil: everybody, as over the unix socket
 
@@ -188,6 +192,7 @@ func (s *server) routes() []route {
 		s.adminRoutes(),
 		s.policyRoutes(),
 		s.auditRoutes(),
+		s.webhookRoutes(),
 		s.settingsRoutes(),
 		s.dnsRoutes(),
 		s.derpRoutes(),

@@ -94,6 +94,8 @@ type Config struct {
 
 	Audit Audit `key:"audit"`
 
+	Webhooks Webhooks `key:"webhooks"`
+
 	Limits Limits `key:"limits"`
 
 	origin map[string]origin // by key; a key that is missing has its default
@@ -336,6 +338,12 @@ type Audit struct {
 
 	// File gets every entry as well, one in JSON a line. Empty: none.
 	File string `key:"file" path:"true"`
+}
+
+// Webhooks are about telling other programs what happens.
+type Webhooks struct {
+	// AllowLoopback lets webhooks go to this very machine, where services may listen that trust it.
+	AllowLoopback bool `key:"allow_loopback"`
 }
 
 // Log is about the server's own log, on stderr.

@@ -31,6 +31,7 @@ import (
 	"github.com/skein-vpn/skein/dns"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
+	"github.com/skein-vpn/skein/webhook"
 )
 
 func TestMain(m *testing.M) {
@@ -83,6 +84,7 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 	}
 	acc := auth.NewAccounts(auth.AccountsOptions{State: st, Store: d, ServerURL: "http://192.0.2.1:8080", Secret: []byte("test"), Now: clock, Log: slog.New(slog.DiscardHandler)})
 	o := api.Options{State: st, Auth: a, Accounts: acc, Now: clock, Log: slog.New(slog.DiscardHandler)}
+	o.Webhooks = webhook.New(webhook.Options{State: st, Store: d, Now: clock, Log: slog.New(slog.DiscardHandler)})
 	srv := &http.Server{Handler: api.NewServer(o)}
 	o.Gate = api.NewGate(a, nil, clock)
 	public := httptest.NewServer(api.NewServer(o))

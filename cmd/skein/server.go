@@ -34,6 +34,7 @@ import (
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 	"github.com/skein-vpn/skein/web"
+	"github.com/skein-vpn/skein/webhook"
 )
 
 // The seams between packages that do not know each other.
@@ -41,6 +42,7 @@ var (
 	_ state.Store   = (*db.DB)(nil)
 	_ auth.Store    = (*db.DB)(nil)
 	_ api.Registrar = (*auth.Auth)(nil)
+	_ webhook.Store = (*db.DB)(nil)
 
 	_ auth.AccountStore = (*db.DB)(nil)
 )
@@ -53,6 +55,7 @@ type server struct {
 	url     *url.URL // as clients reach us
 
 	db        *db.DB
+	hooks     *webhook.Manager
 	auditFile *api.AuditFile // nil: none
 	cert      *derp.Certificate
 	stun      *derp.STUN // nil: off
@@ -406,6 +409,9 @@ func (s *server) openControl(ctx context.Context) error {
 		State:    s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
 	})
+	s.hooks = webhook.New(webhook.Options{
+		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), AllowLoopback: s.cfg.Webhooks.AllowLoopback, Log: s.log,
+	})
 	if err := s.openOIDC(ctx, noise); err != nil {
 		return err
 	}
@@ -489,6 +495,7 @@ func (s *server) serve(context.Context) error {
 		s.goRun(func() { s.followRecords(run, path) })
 	}
 	s.goRun(func() { s.purge(run) })
+	s.goRun(func() { s.hooks.Run(run, func() bool { return s.cluster == nil || s.cluster.Leads() }) })
 	if s.cfg.Backup.Dir != "" {
 		s.goRun(func() { s.backups(run) })
 	}
@@ -516,7 +523,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
