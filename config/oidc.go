@@ -67,6 +67,9 @@ type OIDCProvider struct {
 	Expiry             Duration `key:"expiry"`
 	UseExpiryFromToken bool     `key:"use_expiry_from_token"` // as long as the provider's ID token instead
 
+	// CheckEvery is how often the provider is asked whether a user is still there, if Scope or ExtraParams ask for a refresh token. 0: never.
+	CheckEvery Duration `key:"check_every"`
+
 	PKCE PKCE `key:"pkce"`
 }
 
@@ -79,7 +82,8 @@ type PKCE struct {
 // defaultOIDC is a provider about which nothing is said.
 func defaultOIDC() OIDCProvider {
 	return OIDCProvider{
-		Scope: []string{"openid", "profile", "email"}, GroupsClaim: "groups", EmailVerifiedRequired: true, PKCE: PKCE{Enabled: true, Method: "S256"},
+		Scope: []string{"openid", "profile", "email"}, GroupsClaim: "groups", EmailVerifiedRequired: true,
+		CheckEvery: Duration(time.Hour), PKCE: PKCE{Enabled: true, Method: "S256"},
 	}
 }
 
@@ -210,6 +214,9 @@ func (k *checker) oidcProvider(prefix, who string, p *OIDCProvider) {
 	}
 	if d := p.Expiry; d != 0 && d.Std() < time.Minute {
 		fault("expiry", "%v: want at least 1m, or 0 for what node.expiry says", d)
+	}
+	if d := p.CheckEvery; d != 0 && d.Std() < time.Minute {
+		fault("check_every", "%v: want at least 1m, or 0 for never", d)
 	}
 	if !slices.Contains([]string{"S256", "plain"}, p.PKCE.Method) {
 		fault("pkce.method", "%q: want S256 or plain", p.PKCE.Method)

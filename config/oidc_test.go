@@ -31,6 +31,7 @@ func TestOIDCFaults(t *testing.T) {
 		{"user", ok + "  allowed_users: [hans]\n", "want mail addresses"},
 		{"groups", ok + "  allowed_groups: [a]\n  groups_claim: \"\"\n", "nobody could sign in"},
 		{"expiry", ok + "  expiry: 1s\n", "want at least 1m"},
+		{"check", ok + "  check_every: 10s\n", "want at least 1m, or 0 for never"},
 		{"pkce method", ok + "  pkce: {method: s256}\n", "want S256 or plain"},
 		{"no proof at all", ok + "  pkce: {enabled: false}\n", "there is no client secret either"},
 		{"id outside the list", ok + "  id: x\n", "has no id"},

@@ -80,8 +80,8 @@ func (s *Server) registered(n *tailnet.Node) tailcfg.RegisterResponse {
 		resp.MachineAuthorized = now.Approved
 	}
 	if u := sn.User(n.Owner()); u != nil {
-		resp.User = tailcfg.User{ID: u.ID.Tailcfg(), DisplayName: u.Title(), Created: u.Created}
-		resp.Login = tailcfg.Login{ID: tailcfg.LoginID(u.ID), LoginName: u.LoginName(), DisplayName: u.Title()}
+		resp.User = tailcfg.User{ID: u.ID.Tailcfg(), DisplayName: u.Title(), ProfilePicURL: u.Picture, Created: u.Created}
+		resp.Login = tailcfg.Login{ID: tailcfg.LoginID(u.ID), LoginName: u.LoginName(), DisplayName: u.Title(), ProfilePicURL: u.Picture}
 	}
 	return resp
 }

@@ -240,3 +240,14 @@ type webSessionRow struct {
 }
 
 func (webSessionRow) TableName() string { return "web_sessions" }
+
+type providerGrantRow struct {
+	TailnetID int64 `gorm:"primaryKey;autoIncrement:false"`
+	UserID    int64 `gorm:"primaryKey;autoIncrement:false"`
+	Provider  string
+	Token     *string // hex
+	CreatedAt string
+	CheckedAt string
+}
+
+func (providerGrantRow) TableName() string { return "provider_grants" }

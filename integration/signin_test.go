@@ -93,7 +93,8 @@ func TestSignInWithProvider(t *testing.T) {
 			}
 		}
 	}
-	if st := mac.Status(); st.User[st.Self.UserID].LoginName != "anna@example.com" || st.User[st.Self.UserID].DisplayName != "Anna" {
+	if st := mac.Status(); st.User[st.Self.UserID].LoginName != "anna@example.com" || st.User[st.Self.UserID].DisplayName != "Anna" ||
+		st.User[st.Self.UserID].ProfilePicURL != "https://example.com/anna.png" {
 		t.Errorf("the client is %+v", st.User[st.Self.UserID])
 	}
 	if st := mac.Status(); st.Self.KeyExpiry == nil || time.Until(*st.Self.KeyExpiry) > 31*24*time.Hour || time.Until(*st.Self.KeyExpiry) < 29*24*time.Hour {

@@ -161,7 +161,7 @@ func peerHostinfo(h *tailcfg.Hostinfo) *tailcfg.Hostinfo {
 
 // profile is a user as clients show it.
 func profile(u *tailnet.User) tailcfg.UserProfile {
-	return tailcfg.UserProfile{ID: u.ID.Tailcfg(), LoginName: u.LoginName(), DisplayName: u.Title()}
+	return tailcfg.UserProfile{ID: u.ID.Tailcfg(), LoginName: u.LoginName(), DisplayName: u.Title(), ProfilePicURL: u.Picture}
 }
 
 // peerPatch is tailcfg.PeerChange with pointers where its omitempty would lose a value that says something: an empty list

@@ -3,6 +3,7 @@ package tailnet
 import (
 	"net/url"
 	"strings"
+	"time"
 )
 
 // JoinProviderID is how a user of an OpenID Connect provider is known: issuer and subject with one slash between them. It
@@ -32,4 +33,15 @@ func CleanProviderID(s string) string {
 	}
 	parts := strings.FieldsFunc(rest, func(r rune) bool { return r == '/' })
 	return strings.ToLower(scheme) + "://" + strings.Join(parts, "/")
+}
+
+// ProviderGrant is a provider's permission to ask it again about a user: a refresh token. Like a Login it is not part of a
+// snapshot, and it goes with the user.
+type ProviderGrant struct {
+	Tailnet  ID
+	User     UserID
+	Provider string // User.Provider
+	Token    []byte // encrypted
+	Created  time.Time
+	Checked  time.Time // when the provider was asked last
 }

@@ -49,13 +49,21 @@ func (s sealer) seal(name string, v *started) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return base64.RawURLEncoding.EncodeToString(s.aead.Seal(nil, nil, b, []byte(name))), nil
+	return base64.RawURLEncoding.EncodeToString(s.bytes(name, b)), nil
+}
+
+// bytes is b encrypted, for a place called name.
+func (s sealer) bytes(name string, b []byte) []byte { return s.aead.Seal(nil, nil, b, []byte(name)) }
+
+// open is the opposite of bytes.
+func (s sealer) open(name string, b []byte) ([]byte, error) {
+	return s.aead.Open(nil, nil, b, []byte(name))
 }
 
 var errSeal = errors.New("the cookie was not made by this server")
 
-// open is the opposite of seal.
-func (s sealer) open(name, value string) (*started, error) {
+// unseal is the opposite of seal.
+func (s sealer) unseal(name, value string) (*started, error) {
 	if len(value) > maxCookie {
 		return nil, errSeal
 	}
@@ -63,7 +71,7 @@ func (s sealer) open(name, value string) (*started, error) {
 	if err != nil {
 		return nil, errSeal
 	}
-	if b, err = s.aead.Open(nil, nil, b, []byte(name)); err != nil {
+	if b, err = s.open(name, b); err != nil {
 		return nil, errSeal
 	}
 	v := new(started)

@@ -128,7 +128,7 @@ func (m *Manager) finish(ctx context.Context, r *http.Request) (*SignedIn, error
 	if code := q.Get("error"); code != "" {
 		return nil, p.refused(code, q.Get("error_description"))
 	}
-	id, err := p.redeem(ctx, d, q.Get("code"), s)
+	id, refresh, err := p.redeem(ctx, d, q.Get("code"), s)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +141,9 @@ func (m *Manager) finish(ctx context.Context, r *http.Request) (*SignedIn, error
 	}
 	u, err := m.store(ctx, p, id)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.keepGrant(ctx, p, u, refresh); err != nil {
 		return nil, err
 	}
 	m.log.Info("signed in", "provider", p.o.ID, "user", u.Name, "subject", id.Subject)
@@ -176,7 +179,7 @@ func (m *Manager) returned(r *http.Request) (*started, *provider, error) {
 		return nil, nil, tailnet.Errorf(tailnet.Invalid,
 			"this sign-in was not started in this browser, was finished already, or has taken more than %s; begin once more, here, with cookies allowed", signInTTL)
 	}
-	s, err := m.seal.open(name, c.Value)
+	s, err := m.seal.unseal(name, c.Value)
 	if err != nil || subtle.ConstantTimeCompare([]byte(s.State), []byte(state)) != 1 {
 		return nil, nil, &tailnet.Error{Code: tailnet.Invalid, Message: "this sign-in was not started here" + again, Cause: err}
 	}
@@ -221,10 +224,10 @@ func (p *provider) refused(code, description string) error {
 		p.name, code, description)
 }
 
-// redeem exchanges the code, and verifies what comes for it.
-func (p *provider) redeem(ctx context.Context, d *discovered, code string, s *started) (*Identity, error) {
+// redeem exchanges the code, and verifies what comes for it. There may be a refresh token.
+func (p *provider) redeem(ctx context.Context, d *discovered, code string, s *started) (id *Identity, refresh string, err error) {
 	if code == "" {
-		return nil, tailnet.Errorf(tailnet.Invalid, "the answer of %s has no code; begin once more", p.name)
+		return nil, "", tailnet.Errorf(tailnet.Invalid, "the answer of %s has no code; begin once more", p.name)
 	}
 	ctx = p.context(ctx)
 	var opts []oauth2.AuthCodeOption
@@ -233,25 +236,26 @@ func (p *provider) redeem(ctx context.Context, d *discovered, code string, s *st
 	}
 	token, err := d.oauth.Exchange(ctx, code, opts...)
 	if err != nil {
-		return nil, p.exchangeError(err)
+		return nil, "", p.exchangeError(err)
 	}
 	raw, _ := token.Extra("id_token").(string)
 	if raw == "" {
-		return nil, p.unusable(errors.New("there is no ID token in the answer: is the scope openid missing?"))
+		return nil, "", p.unusable(errors.New("there is no ID token in the answer: is the scope openid missing?"))
 	}
 	t, err := d.verifier.Verify(ctx, raw)
 	if err != nil {
-		return nil, p.unusable(err)
+		return nil, "", p.unusable(err)
 	}
 	if subtle.ConstantTimeCompare([]byte(t.Nonce), []byte(s.Nonce)) != 1 {
-		return nil, p.unusable(errors.New("the ID token was made for another sign-in: its nonce is another"))
+		return nil, "", p.unusable(errors.New("the ID token was made for another sign-in: its nonce is another"))
 	}
 	if t.AccessTokenHash != "" {
 		if err := t.VerifyAccessToken(token.AccessToken); err != nil {
-			return nil, p.unusable(err)
+			return nil, "", p.unusable(err)
 		}
 	}
-	return p.identity(ctx, d, t, token)
+	id, err = p.identity(ctx, d, t, token)
+	return id, token.RefreshToken, err
 }
 
 // exchangeError says why a code was not exchanged.

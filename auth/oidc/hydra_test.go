@@ -276,6 +276,10 @@ func (h *hydra) exchange(w http.ResponseWriter, r *http.Request) {
 			"The OAuth 2.0 Client supports client authentication method '%s', but method '%s' was requested.", h.client.method, method)})
 		return
 	}
+	if r.PostFormValue("grant_type") == "refresh_token" {
+		h.refresh(w, r.PostFormValue("refresh_token"))
+		return
+	}
 	f := h.flows[r.PostFormValue("code")]
 	grant := func(why string) {
 		h.json(w, 400, map[string]string{"error": "invalid_grant", "error_description": why})
@@ -292,6 +296,24 @@ func (h *hydra) exchange(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.used = true
+	h.issue(w, f)
+}
+
+// refresh turns a refresh token over: the old one is good no more.
+func (h *hydra) refresh(w http.ResponseWriter, token string) {
+	f := h.flows[token]
+	delete(h.flows, token)
+	if !strings.HasPrefix(token, "ory_rt_") || f == nil {
+		h.json(w, 400, map[string]string{"error": "invalid_grant", "error_description": "The refresh token is malformed or not valid."})
+		return
+	}
+	f = &hydraFlow{q: f.q, subject: f.subject, session: maps.Clone(h.session)}
+	f.q.Del("nonce")
+	h.issue(w, f)
+}
+
+// issue answers with tokens.
+func (h *hydra) issue(w http.ResponseWriter, f *hydraFlow) {
 	access := "ory_at_" + rand.Text()
 	h.flows[access] = f
 	hash := sha256.Sum256([]byte(access))
@@ -299,22 +321,30 @@ func (h *hydra) exchange(w http.ResponseWriter, r *http.Request) {
 	claims := map[string]any{}
 	maps.Copy(claims, f.session)
 	maps.Copy(claims, map[string]any{
-		"iss": h.issuer, "sub": f.subject, "aud": []string{h.client.id}, "nonce": f.q.Get("nonce"), "jti": rand.Text(), "sid": rand.Text(),
+		"iss": h.issuer, "sub": f.subject, "aud": []string{h.client.id}, "jti": rand.Text(), "sid": rand.Text(),
 		"iat": now.Unix(), "auth_time": now.Unix(), "rat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
 		"at_hash": base64.RawURLEncoding.EncodeToString(hash[:16]),
 	})
+	if n := f.q.Get("nonce"); n != "" {
+		claims["nonce"] = n
+	}
 	if h.edit != nil {
 		h.edit(claims)
 	}
-	raw := ""
-	done := false
+	raw, done := "", false
 	if h.sign != nil {
 		raw, done = h.sign(claims)
 	}
 	if !done {
 		raw = signed(h.t, claims, jose.ES256, h.key, "k1")
 	}
-	h.json(w, 200, map[string]any{"access_token": access, "token_type": "bearer", "expires_in": 3600, "scope": "openid profile email", "id_token": raw})
+	out := map[string]any{"access_token": access, "token_type": "bearer", "expires_in": 3600, "scope": f.q.Get("scope"), "id_token": raw}
+	if strings.Contains(f.q.Get("scope"), "offline_access") {
+		refresh := "ory_rt_" + rand.Text()
+		h.flows[refresh] = f
+		out["refresh_token"] = refresh
+	}
+	h.json(w, 200, out)
 }
 
 func pkceFits(q url.Values, verifier string) bool {

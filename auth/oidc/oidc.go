@@ -78,6 +78,9 @@ type ProviderOptions struct {
 	Expiry             time.Duration // of nodes that join by this sign-in; 0: the tailnet's rule
 	UseExpiryFromToken bool          // nodes end with the ID token instead
 
+	// CheckEvery is how often the provider is asked after users, if Scopes or ExtraParams ask for a refresh token; 0: never.
+	CheckEvery time.Duration
+
 	NoPKCE     bool // only for providers that choke on it
 	PlainPKCE  bool // method plain instead of S256
 	SkipLogout bool // do not send people to the provider when they sign out
@@ -96,6 +99,11 @@ type Options struct {
 	ServerURL string   // as people reach the server, without a slash at its end
 	Key       [32]byte // seals the cookies; the same at all servers of one installation, and after a restart
 	Providers []ProviderOptions
+	Tailnet   tailnet.ID // 0: tailnet.DefaultID
+
+	Grants GrantStore                                       // nil: providers are never asked after users
+	Gone   func(ctx context.Context, u *tailnet.User) error // called when one is not there any more; nil: nothing to do
+	Leads  func() bool                                      // reports whether this server does what only one may do; nil: it does
 
 	Client *http.Client     // for requests to providers; nil: one with time and size limits
 	Now    func() time.Time // nil: time.Now
@@ -122,6 +130,9 @@ type Manager struct {
 
 // New returns a Manager. Providers are asked for what they can do by Run, Discover or the first Begin, not here.
 func New(o Options) (*Manager, error) {
+	if o.Tailnet == 0 {
+		o.Tailnet = tailnet.DefaultID
+	}
 	if o.Client == nil {
 		o.Client = boundedClient()
 	}
@@ -186,9 +197,10 @@ const (
 	lastRetry  = time.Minute
 )
 
-// Run keeps asking providers that are not ready until ctx ends.
+// Run keeps asking providers that are not ready, and those that are after their users, until ctx ends.
 func (m *Manager) Run(ctx context.Context) {
 	var wg sync.WaitGroup
+	wg.Go(func() { m.recheck(ctx) })
 	for _, p := range m.providers {
 		wg.Go(func() {
 			last := ""

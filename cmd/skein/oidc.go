@@ -3,27 +3,32 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"fmt"
 	"strings"
 	"time"
 
-	"tailscale.com/types/key"
-
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/auth/oidc"
 	"github.com/skein-vpn/skein/config"
+	"github.com/skein-vpn/skein/db"
+	"github.com/skein-vpn/skein/tailnet"
 )
 
-var _ oidc.Pending = (*auth.Auth)(nil)
+var (
+	_ oidc.Pending    = (*auth.Auth)(nil)
+	_ oidc.GrantStore = (*db.DB)(nil)
+)
 
 // oidcStartTime is how long a server that must not start without its providers waits for them.
 const oidcStartTime = 30 * time.Second
 
 // openOIDC makes the identity providers known. It asks them only if the server must not start without them.
-func (s *server) openOIDC(ctx context.Context, noise key.MachinePrivate) error {
-	o := oidc.Options{State: s.state, Pending: s.auth, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), Log: s.log}
+func (s *server) openOIDC(ctx context.Context) error {
+	o := oidc.Options{State: s.state, Pending: s.auth, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), Log: s.log, Grants: s.db}
+	o.Gone = func(ctx context.Context, u *tailnet.User) error { return s.accounts.EndSessions(ctx, u, "") }
+	if s.cluster != nil {
+		o.Leads = s.cluster.Leads
+	}
 	for _, p := range s.cfg.OIDC.All() {
 		po, err := oidcProvider(&p)
 		if err != nil {
@@ -31,12 +36,7 @@ func (s *server) openOIDC(ctx context.Context, noise key.MachinePrivate) error {
 		}
 		o.Providers = append(o.Providers, po)
 	}
-	// Servers of one installation share the noise key, and nobody else has it.
-	secret, err := noise.MarshalText()
-	if err != nil {
-		return err
-	}
-	k, err := hkdf.Key(sha256.New, secret, nil, "skein oidc cookies 1", len(o.Key))
+	k, err := s.secret("sign-in by a provider")
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func oidcProvider(p *config.OIDCProvider) (oidc.ProviderOptions, error) {
 		Scopes: p.Scope, ExtraParams: p.ExtraParams,
 		AllowedDomains: p.AllowedDomains, AllowedUsers: p.AllowedUsers, AllowedGroups: p.AllowedGroups,
 		GroupsClaim: p.GroupsClaim, UnverifiedEmail: !p.EmailVerifiedRequired,
-		Expiry: p.Expiry.Std(), UseExpiryFromToken: p.UseExpiryFromToken,
+		Expiry: p.Expiry.Std(), UseExpiryFromToken: p.UseExpiryFromToken, CheckEvery: p.CheckEvery.Std(),
 		NoPKCE: !p.PKCE.Enabled, PlainPKCE: p.PKCE.Method == "plain",
 	}, nil
 }

@@ -412,7 +412,7 @@ func (s *server) openControl(ctx context.Context) error {
 	s.hooks = webhook.New(webhook.Options{
 		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), AllowLoopback: s.cfg.Webhooks.AllowLoopback, Log: s.log,
 	})
-	if err := s.openOIDC(ctx, noise); err != nil {
+	if err := s.openOIDC(ctx); err != nil {
 		return err
 	}
 	s.control = control.New(control.Options{

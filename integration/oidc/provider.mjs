@@ -42,7 +42,7 @@ const configuration = {
       accountId: name,
       claims: () => ({
         sub: name, email: `${name}@example.com`, email_verified: true, preferred_username: name,
-        name: name[0].toUpperCase() + name.slice(1), groups: ['staff'], ...p.claims,
+        name: name[0].toUpperCase() + name.slice(1), picture: `https://example.com/${name}.png`, groups: ['staff'], ...p.claims,
       }),
     }
   },

@@ -25,6 +25,7 @@ import (
 	provider "github.com/skein-vpn/skein/integration/oidc"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/state/statetest"
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // site is auth/oidc behind two handlers, against the real provider.
@@ -34,6 +35,10 @@ type site struct {
 	m    *oidc.Manager
 	srv  *httptest.Server
 	last *oidc.SignedIn
+
+	grants statetest.Grants
+	gone   []string
+	ahead  time.Duration // of the real time
 }
 
 func newSite(t *testing.T) *site {
@@ -77,6 +82,8 @@ func (s *site) use(po oidc.ProviderOptions) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	var err error
 	s.m, err = oidc.New(oidc.Options{
+		Grants: &s.grants, Gone: func(_ context.Context, u *tailnet.User) error { s.gone = append(s.gone, u.Name); return nil },
+		Now:   func() time.Time { return time.Now().Add(s.ahead) },
 		State: s.st, Pending: auth.New(auth.Options{State: s.st, Store: &statetest.Logins{}, Log: log}), ServerURL: s.srv.URL, Providers: []oidc.ProviderOptions{po}, Log: log,
 	})
 	if err != nil {
@@ -176,6 +183,42 @@ func TestRealProvider(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRealRecheck asks the provider again after somebody who has signed in, twice, until the account is closed.
+func TestRealRecheck(t *testing.T) {
+	s := newSite(t)
+	p := provider.Start(t, provider.Options{
+		Listen: "127.0.0.1:0", ClientID: "skein", ClientSecret: "s3cret", RedirectURIs: []string{s.srv.URL + oidc.CallbackPath},
+	})
+	s.use(oidc.ProviderOptions{
+		Issuer: p.Issuer, ClientID: "skein", ClientSecret: "s3cret", GroupsClaim: "groups", CheckEvery: time.Minute,
+		Scopes: []string{"openid", "email", "profile", "groups", "offline_access"}, ExtraParams: map[string]string{"prompt": "consent"},
+	})
+	for _, name := range []string{"anna", "bert"} {
+		if got := s.signIn(name); got != "in" {
+			t.Fatal(got)
+		}
+	}
+	p.Say("anna", map[string]any{"groups": []string{"new"}})
+	for range 2 {
+		s.ahead += 2 * time.Minute
+		if err := s.m.Recheck(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	users := s.st.Snapshot().Users()
+	if !slices.Equal(users[0].Groups, []string{"new"}) || !slices.Equal(users[1].Groups, []string{"staff"}) || len(s.gone) != 0 {
+		t.Errorf("%q, %q, gone %q", users[0].Groups, users[1].Groups, s.gone)
+	}
+	p.Close("anna")
+	s.ahead += 2 * time.Minute
+	if err := s.m.Recheck(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(s.gone, []string{"anna"}) {
+		t.Errorf("gone %q", s.gone)
 	}
 }
 
