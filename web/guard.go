@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -77,6 +78,7 @@ func (h *Handler) dispatch(p page) http.Handler {
 			v.fail(err)
 			return
 		}
+		v.act()
 		if r.Method == http.MethodPost {
 			if err := v.checkForgery(); err != nil {
 				v.fail(err)
@@ -87,6 +89,18 @@ func (h *Handler) dispatch(p page) http.Handler {
 			v.fail(err)
 		}
 	})
+}
+
+// act names the visitor as who makes changes, for the audit log.
+func (v *visit) act() {
+	a := state.Actor{Kind: "visitor", Name: "sign-in page", Origin: "web"}
+	if addr := v.remote(); addr.IsValid() {
+		a.Remote = addr.String()
+	}
+	if v.user != nil {
+		a.Kind, a.Name, a.ID = string(auth.KindUser), v.user.LoginName(), v.user.ID.String()
+	}
+	v.r = v.r.WithContext(state.WithActor(v.r.Context(), a))
 }
 
 // secure reports whether the browser reaches us over TLS.

@@ -39,6 +39,10 @@ func TestAddMachine(t *testing.T) {
 	if n == nil || n.User != anna.ID || n.MachineKey != machine.Public() {
 		t.Fatalf("the node is %+v", n)
 	}
+	es, err := s.db.AuditLog(t.Context(), tailnet.DefaultID, tailnet.AuditQuery{Action: "node.create"})
+	if err != nil || len(es) != 1 || es[0].Actor != "anna" || es[0].ActorID != anna.ID.String() || es[0].Origin != "web" || es[0].Remote == "" {
+		t.Errorf("the audit log says %+v, %v", es, err)
+	}
 	b.post("/register/"+login, form).wants(t, 404, "let in already")
 	if len(s.st.Snapshot().Nodes()) != 1 {
 		t.Error("a replayed form has added a node")

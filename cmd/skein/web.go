@@ -14,6 +14,7 @@ import (
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/auth/oidc"
 	"github.com/skein-vpn/skein/remote"
+	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 	"github.com/skein-vpn/skein/web"
 )
@@ -95,7 +96,7 @@ func (webNodes) as(ctx context.Context, by *tailnet.User) (context.Context, erro
 	if p.Allow(auth.ScopeDevices) != nil {
 		p = auth.ServerPrincipal("pages, for " + by.LoginName())
 	}
-	return auth.WithPrincipal(ctx, p), nil
+	return state.WithActor(auth.WithPrincipal(ctx, p), state.ActorOf(ctx)), nil // the pages have said who acts
 }
 
 func (n *webNodes) Approve(ctx context.Context, by *tailnet.User, id tailnet.NodeID) error {
