@@ -71,7 +71,7 @@ func (a *Accounts) Session(ctx context.Context, secret string) (*tailnet.WebSess
 		return nil, nil, nil
 	}
 	u := a.o.State.Snapshot().User(s.User)
-	if u == nil || u.MayJoin() != nil { // who waits for approval may look, and add machines that wait as well
+	if u == nil || u.Status == tailnet.UserSuspended { // who waits for approval may look, and add machines that wait as well
 		return nil, nil, nil
 	}
 	if now.Sub(s.Seen) >= touchEvery {

@@ -143,9 +143,9 @@ func (a *Auth) holdSSH(q SSHQuestion, c *tailnet.SSHCheck, aloud bool) *tailcfg.
 	out := &tailcfg.SSHAction{HoldAndDelegate: a.o.ServerURL + "/machine/ssh/action/" + strconv.FormatInt(int64(q.Src), 10) + "/to/" +
 		strconv.FormatInt(int64(q.Dst), 10) + "?" + v.Encode()}
 	if aloud {
-		out.Message = "# This session has to be confirmed by an administrator. What is asked for stands at\r\n" +
+		out.Message = "# This session has to be confirmed. Sign in and confirm it at\r\n" +
 			"#\r\n#     " + a.o.ServerURL + "/ssh/" + c.ID + "\r\n" +
-			"#\r\n# and this lets it begin, on the server:\r\n" +
+			"#\r\n# or let an administrator do it, there or on the server:\r\n" +
 			"#\r\n#     skein auth approve " + c.ID + "\r\n#\r\n"
 	}
 	return out
