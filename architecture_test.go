@@ -45,6 +45,7 @@ var allowed = map[string][]string{
 	"integration/sim":       {"tailnet"},
 	"integration/wireguard": {},
 	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover", "backup", "webhook"},
+	"packaging/sbom":        {},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 

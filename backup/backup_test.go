@@ -3,6 +3,7 @@ package backup
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,7 +52,7 @@ func TestRoundTrip(t *testing.T) {
 				if bytes.Contains(text, []byte("contents of")) {
 					t.Error("the contents can be read without the passphrase")
 				}
-				if _, err := Read(bytes.NewReader(text), t.TempDir(), ""); err != ErrPassphrase {
+				if _, err := Read(bytes.NewReader(text), t.TempDir(), ""); !errors.Is(err, ErrPassphrase) {
 					t.Errorf("without the passphrase: %v", err)
 				}
 				if _, err := Read(bytes.NewReader(text), t.TempDir(), "wrong"); err == nil || err.Error() != "the passphrase is wrong" {

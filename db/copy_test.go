@@ -71,3 +71,31 @@ func TestCopyAll(t *testing.T) {
 		t.Errorf("Rev is %d after the refusal", got.Rev)
 	}
 }
+
+// Litestream keeps two tables of its own in the database: they disturb nothing, and no copy into PostgreSQL has them.
+func TestLitestreamTables(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db.sqlite")
+	d := openTest(t, path)
+	for _, s := range []string{"CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)", "CREATE TABLE _litestream_lock (id INTEGER)", "INSERT INTO _litestream_seq VALUES (1, 7)"} {
+		if err := d.write.Exec(s).Error; err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustCommit(t, d, 0, sampleChanges())
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(ctx, Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	mustLoad(t, again, 1)
+	if err := CopyFile(ctx, path, path+".copy"); err != nil {
+		t.Error(err)
+	}
+	counts, err := again.CopyAll(ctx, openTest(t, pgtest.Database(t)))
+	if err != nil || counts["tailnets"] != 1 || counts["_litestream_seq"] != 0 {
+		t.Errorf("%v %v", counts, err)
+	}
+}

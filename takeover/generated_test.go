@@ -227,6 +227,27 @@ func TestFields(t *testing.T) {
 	}
 }
 
+// 0.23 kept the tags of pre-auth keys in a table of their own, and routes in one until 0.25.
+func TestOlderTables(t *testing.T) {
+	path := load(t, "failing-node-preauth-constraint_dump.sql")
+	exec(t, path, `CREATE TABLE pre_auth_key_acl_tags (id integer, pre_auth_key_id integer, tag text)`)
+	exec(t, path, `ALTER TABLE pre_auth_keys DROP COLUMN tags`)
+	exec(t, path, `INSERT INTO pre_auth_keys (id, key, user_id, reusable) VALUES (1, 'one', 1, 1), (2, 'two', 1, 0)`)
+	exec(t, path, `INSERT INTO pre_auth_key_acl_tags VALUES (1, 1, 'tag:b'), (2, 1, 'tag:a'), (3, 9, 'tag:lost')`)
+	exec(t, path, `INSERT INTO routes (id, node_id, prefix, advertised, enabled) VALUES (1, 2, '10.0.0.0/24', 1, 1), (2, 2, '10.1.0.0/24', 1, 0), (3, 3, '0.0.0.0/0', 1, 1)`)
+	exec(t, path, `INSERT INTO routes (id, node_id, prefix, enabled, deleted_at) VALUES (4, 2, '10.2.0.0/24', 1, '2024-01-01 00:00:00+00:00')`)
+	p := plan(t, path)
+	if k := p.PreAuthKeys; len(k) != 2 || !slices.Equal(k[0].Tags, []string{"tag:a", "tag:b"}) || k[0].User != 0 || k[1].User != 1 || len(k[1].Tags) != 0 {
+		t.Errorf("keys: %+v %+v", k[0], k[1])
+	}
+	if got := tailnet.FormatPrefixes(node(t, p, 2).ApprovedRoutes); got != "10.0.0.0/24" {
+		t.Errorf("node 2 has the routes %s", got)
+	}
+	if got := tailnet.FormatPrefixes(node(t, p, 3).ApprovedRoutes); got != "0.0.0.0/0" {
+		t.Errorf("node 3 has the routes %s", got)
+	}
+}
+
 // Of two rows with one node key the one that was seen later stays, with its name and addresses.
 func TestSameNodeKey(t *testing.T) {
 	for _, c := range []struct {

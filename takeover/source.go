@@ -196,7 +196,7 @@ func copyFile(from, to string) error {
 // tables are those that are read, each with a column without which it is of no use.
 var tables = map[string]string{
 	"users": "id", "nodes": "id", "pre_auth_keys": "id", "api_keys": "id", "policies": "data", "routes": "node_id", "migrations": "id",
-	"oauth_clients": "client_id", "database_versions": "version",
+	"oauth_clients": "client_id", "pre_auth_key_acl_tags": "pre_auth_key_id", "database_versions": "version",
 }
 
 // inspect finds out which tables and columns there are, and refuses what is not a database that can be read.
@@ -209,7 +209,7 @@ func (s *Source) inspect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("its tables cannot be listed: %w", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	for rows.Next() {
 		var table, name, typ string
 		if err := rows.Scan(&table, &name, &typ); err != nil {
@@ -262,7 +262,7 @@ func (s *Source) rows(ctx context.Context, table string) (out []row, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("%s: table %s: %w", s.name, table, err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	values := make([]sql.NullString, len(cols))
 	into := make([]any, len(cols))
 	for i := range values {

@@ -9,6 +9,7 @@
 // The schema is read by the columns that are there, not by a version: every headscale from 0.23 on has tables that can be
 // told apart this way. Of what came before, the error says which headscale has to be started once on it.
 //
+//	until 0.23   a table pre_auth_key_acl_tags: a tag of a pre-auth key in each row
 //	until 0.25   a table routes; a row that is enabled is an approved route
 //	from 0.26    nodes.approved_routes
 //	until 0.27   nodes.forced_tags; tags that a node asked for stand in its host info alone, and count if the policy lets its user

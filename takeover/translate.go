@@ -3,6 +3,7 @@ package takeover
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -38,6 +39,7 @@ func (s *Source) Translate(ctx context.Context, file *PolicyFile) (*Plan, error)
 	}
 	users, nodes, keys, apiKeys := read("users"), read("nodes"), read("pre_auth_keys"), read("api_keys")
 	routes, policies, migrations, clients := read("routes"), read("policies"), read("migrations"), read("oauth_clients")
+	keyTags := read("pre_auth_key_acl_tags")
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +52,7 @@ func (s *Source) Translate(ctx context.Context, file *PolicyFile) (*Plan, error)
 	for _, r := range keys {
 		t.keys[r.id("id")] = r
 	}
+	giveTags(t.keys, keyTags)
 	t.wishes = !slices.ContainsFunc(migrations, func(r row) bool { return r["id"] == tagsMigrated })
 	t.takeNodes(nodes, approvedRoutes(routes))
 	t.takePreAuthKeys(keys)
@@ -57,6 +60,21 @@ func (s *Source) Translate(ctx context.Context, file *PolicyFile) (*Plan, error)
 	t.takeClients(clients)
 	t.plan.finish()
 	return t.plan, nil
+}
+
+// giveTags puts tags of pre-auth keys, which were rows of their own until 0.23, where they stand since: into a list in JSON.
+func giveTags(keys map[int64]row, tags []row) {
+	byKey := map[int64][]string{}
+	for _, r := range tags {
+		id := r.id("pre_auth_key_id")
+		byKey[id] = append(byKey[id], r["tag"])
+	}
+	for id, list := range byKey {
+		if k := keys[id]; k != nil && k["tags"] == "" {
+			b, _ := json.Marshal(list) // texts always can be
+			k["tags"] = string(b)
+		}
+	}
 }
 
 // tagsMigrated is headscale's migration (0.28) that made tags of nodes out of those that they ask for.

@@ -10,8 +10,8 @@ import (
 	"github.com/skein-vpn/skein/api"
 )
 
-// versionNumber is the version of this program.
-const versionNumber = "0.1.0-dev"
+// versionNumber is the version of this program. A release sets it (packaging/build).
+var versionNumber = "0.1.0-dev"
 
 // version is versionNumber, with the commit behind it where the build has recorded one.
 func version() string {

@@ -24,7 +24,7 @@ import (
 
 func newImportCommand(c *cli) *cobra.Command {
 	return group("import", nil, "Take over another control server's users, nodes and settings",
-		`  skein import headscale --config /etc/headscale/config.yaml --dry-run`, c.importHeadscale())
+		`  skein import headscale --config /etc/headscale/config.yaml --dry-run`, c.importHeadscale(), c.importTailscale())
 }
 
 // headscaleImport is one run of import headscale.

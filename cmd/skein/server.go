@@ -507,6 +507,7 @@ func (s *server) serve(context.Context) error {
 		s.goRun(func() { s.writeAudit(run) })
 	}
 	s.goRun(func() { trimMemory(run) })
+	s.goRun(func() { s.watchdog(run) })
 	s.onClose(func() error {
 		s.control.Close()
 		stop()
