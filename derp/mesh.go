@@ -84,5 +84,5 @@ func (s *Server) connect(n *tailcfg.DERPNode) *link {
 			func(p tsderp.PeerGoneMessage) { s.relay.RemovePacketForwarder(p.Peer, c) },
 			func(error) {})
 	})
-	return &link{node: n, stop: func() { cancel(); c.Close() }}
+	return &link{node: n, stop: func() { cancel(); _ = c.Close() }}
 }

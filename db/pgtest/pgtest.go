@@ -255,7 +255,7 @@ func (s *Server) exec(sql string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close(ctx)
+	defer func() { _ = c.Close(ctx) }()
 	_, err = c.Exec(ctx, sql)
 	return err
 }
