@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"os"
@@ -115,7 +116,7 @@ func TestAuditFile(t *testing.T) {
 		go func() { done <- w.auth.StreamAudit(ctx, f.Pos(), f.Write) }()
 		return func() {
 			cancel()
-			if err := <-done; err != context.Canceled {
+			if err := <-done; !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
 		}

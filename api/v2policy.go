@@ -138,13 +138,9 @@ func (s *server) v2ValidatePolicy(r *http.Request) (any, error) {
 
 // withTests is text, or, if that is a list of tests, the policy in force with those tests.
 func (s *server) withTests(text string) (string, error) {
-	b, err := hujson.Standardize([]byte(text))
-	if err != nil || len(b) == 0 {
-		return text, nil // the parser says what is wrong
-	}
-	var tests []json.RawMessage
-	if json.Unmarshal(b, &tests) != nil {
-		return text, nil
+	tests, ok := testsIn(text)
+	if !ok {
+		return text, nil // the parser says what is wrong with it, if something is
 	}
 	now, _ := s.v2PolicyText()
 	std, err := hujson.Standardize([]byte(now))
@@ -165,6 +161,15 @@ func (s *server) withTests(text string) (string, error) {
 	}
 	out, err := json.Marshal(all)
 	return string(out), err
+}
+
+// testsIn are the tests in text, and whether it is a list of such.
+func testsIn(text string) (tests []json.RawMessage, ok bool) {
+	b, err := hujson.Standardize([]byte(text))
+	if err == nil {
+		err = json.Unmarshal(b, &tests)
+	}
+	return tests, err == nil
 }
 
 // v2PolicyFaults are the faults of a policy as v2 tells them.

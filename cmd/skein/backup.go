@@ -126,7 +126,7 @@ func writeBackup(ctx context.Context, cfg *config.Config, to, pass string, repla
 		if err != nil {
 			return 0, fmt.Errorf("the backup cannot be written: %w", err)
 		}
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 		copied := filepath.Join(dir, backup.Database)
 		if err := copyDB(ctx, copied); err != nil {
 			return 0, err
@@ -243,7 +243,7 @@ func restore(ctx context.Context, from, dir, pass string, force bool, now time.T
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(stage)
+	defer func() { _ = os.RemoveAll(stage) }()
 	m, err := backup.Read(f, stage, pass)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
@@ -297,11 +297,9 @@ const (
 func (s *server) backups(ctx context.Context) {
 	b := s.cfg.Backup
 	for {
-		wait := b.Every.Std()
+		var wait time.Duration
 		if last := newestBackup(b.Dir); !last.IsZero() {
 			wait = time.Until(last.Add(b.Every.Std()))
-		} else {
-			wait = 0
 		}
 		if wait > 0 {
 			select {

@@ -105,7 +105,7 @@ func (c *cli) runImport(ctx context.Context, h *headscaleImport) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(stage)
+	defer func() { _ = os.RemoveAll(stage) }()
 	files, err := h.stage(stage)
 	if err != nil {
 		return err
@@ -259,7 +259,7 @@ func (h *headscaleImport) configuration(scratch string) ([]byte, error) {
 		ours = append(ours, takeover.Setting{Key: "policy.mode", Value: "database", From: "policy.mode"})
 	}
 	path := filepath.Join(scratch, "try.yaml")
-	defer os.Remove(path)
+	defer func() { _ = os.Remove(path) }()
 	for {
 		text, err := takeover.YAML(ours, fmt.Sprintf("Made by \"skein import headscale\" from %s.\nconfig.yaml of the distribution describes every setting.", h.config))
 		if err != nil {
@@ -381,7 +381,8 @@ func place(from, to, aside string) error {
 		return err
 	}
 	old, err := os.ReadFile(to)
-	if _, logged := os.Stat(to + "-wal"); err == nil && string(old) == string(b) && logged != nil {
+	_, logged := os.Stat(to + "-wal")
+	if same := err == nil && string(old) == string(b); same && logged != nil { //nolint:nilerr // no log beside it is what is wanted
 		return nil
 	}
 	if err == nil {
