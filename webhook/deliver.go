@@ -23,14 +23,15 @@ import (
 
 // How events are delivered.
 const (
-	lookEvery = 30 * time.Second // for what nothing woke us for: retries, keys that expire
-	page      = 100              // entries of the audit log at once, and so about as many events in one request
-	timeout   = 15 * time.Second // for one request
-	firstTry  = 2 * time.Second  // after the first failure; doubled with each further one
-	longest   = time.Hour        // between two tries
-	giveUp    = 24 * time.Hour   // how old an event may get before it is dropped
-	soon      = 24 * time.Hour   // before a key expires, nodeKeyExpiringInOneDay is sent
-	maxStatus = 64 << 10         // bytes of an answer that are read, and thrown away
+	lookEvery = 30 * time.Second       // for what nothing woke us for: retries, keys that expire
+	pause     = 200 * time.Millisecond // between two looks
+	page      = 100                    // entries of the audit log at once, and so about as many events in one request
+	timeout   = 15 * time.Second       // for one request
+	firstTry  = 2 * time.Second        // after the first failure; doubled with each further one
+	longest   = time.Hour              // between two tries
+	giveUp    = 24 * time.Hour         // how old an event may get before it is dropped
+	soon      = 24 * time.Hour         // before a key expires, nodeKeyExpiringInOneDay is sent
+	maxStatus = 64 << 10               // bytes of an answer that are read, and thrown away
 )
 
 // errForbidden is an address that is never asked.
@@ -65,14 +66,18 @@ func (m *Manager) Run(ctx context.Context, leads func() bool) {
 	defer m.wg.Wait()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	rev := tailnet.Rev(-1)
 	for {
 		sn := m.o.State.Snapshot()
 		if leads() {
 			m.noteKeys(ctx, sn)
 			m.start(ctx)
 		}
-		rev = sn.Rev
+		select { // a server with much to do is not asked about its webhooks with every commit
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		rev := sn.Rev
 		for m.o.State.Snapshot().Rev == rev {
 			select {
 			case <-ctx.Done():
