@@ -88,7 +88,7 @@ func NewV2Server(o Options) http.Handler {
 
 func (s *server) v2Routes() []route {
 	return slices.Concat(s.v2DeviceRoutes(), s.v2PolicyRoutes(), s.v2KeyRoutes(), s.v2DNSRoutes(), s.v2SettingsRoutes(), s.v2UserRoutes(),
-		s.v2RestRoutes())
+		s.v2WebhookRoutes(), s.v2RestRoutes())
 }
 
 // plain is an answer that is not JSON of ours.
