@@ -54,14 +54,21 @@ type (
 )
 
 func (s *server) adminRoutes() []route {
-	if s.Accounts == nil {
-		return nil
-	}
 	return []route{
-		{"/admin", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.listAdmins}}},
-		{"/admin/link", ops{http.MethodPost: {auth.ScopeUsers, s.createAdminLink}}},
-		{"/admin/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.deleteAdmin}}},
-		{"/admin/{user}/reset", ops{http.MethodPost: {auth.ScopeUsers, s.resetAdmin}}},
+		{"/admin", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.withAccounts(s.listAdmins)}}},
+		{"/admin/link", ops{http.MethodPost: {auth.ScopeUsers, s.withAccounts(s.createAdminLink)}}},
+		{"/admin/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.withAccounts(s.deleteAdmin)}}},
+		{"/admin/{user}/reset", ops{http.MethodPost: {auth.ScopeUsers, s.withAccounts(s.resetAdmin)}}},
+	}
+}
+
+// withAccounts is h where people can sign in on the web pages, and an error where they cannot.
+func (s *server) withAccounts(h handler) handler {
+	return func(r *http.Request) (any, error) {
+		if s.Accounts == nil {
+			return nil, tailnet.Errorf(tailnet.Unavailable, "nobody can sign in on the pages of this server")
+		}
+		return h(r)
 	}
 }
 

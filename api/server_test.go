@@ -38,6 +38,7 @@ type world struct {
 	auth    *auth.Auth
 	log     bytes.Buffer
 	health  error // what Options.Health says
+	db      *db.DB
 	handler http.Handler
 	client  *Client // over a unix socket
 }
@@ -58,6 +59,7 @@ func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
+	w.db = d
 	so := state.Options{
 		Store: d, Now: clock, Log: slog.New(slog.DiscardHandler),
 		Addressing: state.Addressing{Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd7a:115c:a1e0::/48")},

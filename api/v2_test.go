@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -22,6 +23,7 @@ import (
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
+	"github.com/skein-vpn/skein/webhook"
 )
 
 // v2World is a world whose second face is served on a port, behind the gate.
@@ -36,6 +38,7 @@ func newV2World(t *testing.T) *v2World {
 	NewTokens(w.auth, nil, nil, slog.New(slog.DiscardHandler)).Mount(m)
 	m.PathPrefix("/").Handler(NewHandler(Options{
 		State: w.st, Auth: w.auth, Gate: NewGate(w.auth, nil, nil), Now: func() time.Time { return noon }, Log: slog.New(slog.DiscardHandler),
+		Webhooks: webhook.New(webhook.Options{State: w.st, Store: w.db, AllowLoopback: true, Log: slog.New(slog.DiscardHandler)}),
 	}))
 	srv := httptest.NewServer(m)
 	t.Cleanup(srv.Close)
@@ -464,6 +467,48 @@ func TestV2Keys(t *testing.T) {
 	}
 }
 
+func TestV2Webhooks(t *testing.T) {
+	w := newV2World(t)
+	c, ctx := w.tailscale(w.apiKey(0)).Webhooks(), w.ctx()
+	var got []byte
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Tailscale-Webhook-Signature") != "" {
+			got, _ = io.ReadAll(r.Body)
+		}
+	}))
+	t.Cleanup(receiver.Close)
+	h, err := c.Create(ctx, ts.CreateWebhookRequest{EndpointURL: receiver.URL, Subscriptions: []ts.WebhookSubscriptionType{ts.WebhookNodeCreated}})
+	if err != nil || h.Secret == nil || !strings.HasPrefix(*h.Secret, "tskey-webhook-") || h.EndpointURL != receiver.URL {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if hs, err := c.List(ctx); err != nil || len(hs) != 1 || hs[0].EndpointID != h.EndpointID || hs[0].Secret != nil {
+		t.Errorf("%+v, %v", hs, err)
+	}
+	if u, err := c.Update(ctx, h.EndpointID, []ts.WebhookSubscriptionType{ts.WebhookPolicyUpdate, ts.WebhookUserCreated}); err != nil || len(u.Subscriptions) != 2 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if r, err := c.RotateSecret(ctx, h.EndpointID); err != nil || r.Secret == nil || *r.Secret == *h.Secret {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if err := c.Test(ctx, h.EndpointID); err != nil || !strings.Contains(string(got), `"type":"test"`) {
+		t.Errorf("%v: %s", err, got)
+	}
+	for _, req := range []ts.CreateWebhookRequest{
+		{EndpointURL: "ftp://x", Subscriptions: []ts.WebhookSubscriptionType{ts.WebhookNodeCreated}},
+		{EndpointURL: receiver.URL, Subscriptions: []ts.WebhookSubscriptionType{"nodeSneezed"}},
+	} {
+		if _, err := c.Create(ctx, req); status(err) != 400 {
+			t.Errorf("%+v: %v", req, err)
+		}
+	}
+	if err := c.Delete(ctx, h.EndpointID); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Get(ctx, h.EndpointID); !ts.IsNotFound(err) {
+		t.Errorf("deleted: %v", err)
+	}
+}
+
 // Every answer is JSON in their shape, whatever is wrong.
 func TestV2Failures(t *testing.T) {
 	w := newV2World(t)
@@ -527,7 +572,7 @@ func TestV2Scopes(t *testing.T) {
 		h.ServeHTTP(rec, r)
 		return rec.Code
 	}
-	fill := strings.NewReplacer("{tailnet}", "-", "{device}", "99", "{user}", "99", "{key}", "99", "{name}", "custom:x")
+	fill := strings.NewReplacer("{tailnet}", "-", "{device}", "99", "{user}", "99", "{key}", "99", "{webhook}", "99", "{name}", "custom:x")
 	n := 0
 	for _, rt := range s.v2Routes() {
 		for method, o := range rt.methods {

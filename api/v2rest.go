@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/skein-vpn/skein/auth"
 )
@@ -17,6 +18,7 @@ func (s *server) v2RestRoutes() []route {
 		{"/posture/integrations/{id}", auth.ScopeFeatures, "posture integrations"},
 		{t + "/aws-external-id", auth.ScopeLogStream, "log streaming to S3"},
 		{t + "/aws-external-id/{id}/validate-aws-trust-policy", auth.ScopeLogStream, "log streaming to S3"},
+		{t + "/logging/configuration", auth.Read(auth.ScopeLogs), "the audit log in this shape; GET /api/v1/audit has it"},
 		{t + "/logging/network", auth.Read(auth.ScopeFlowLogs), "network flow logs"},
 		{t + "/logging/{type}/stream", auth.ScopeLogStream, "log streaming over the API; audit.file and webhooks of the configuration do it"},
 		{t + "/logging/{type}/stream/status", auth.ScopeLogStream, "log streaming over the API"},
@@ -27,6 +29,7 @@ func (s *server) v2RestRoutes() []route {
 		{"/device-invites/{id}", auth.ScopeDevices, "sharing of devices with other tailnets"},
 		{"/device-invites/{id}/resend", auth.ScopeDevices, "sharing of devices with other tailnets"},
 		{"/device-invites/-/accept", auth.ScopeDevices, "sharing of devices with other tailnets"},
+		{t + "/device-attributes", auth.ScopePosture, "attributes of several devices at once; POST /device/{id}/attributes/{name} sets one"},
 		{t + "/vip-services", auth.ScopeServices, "services"},
 		{t + "/vip-services/{service}", auth.ScopeServices, "services"},
 		{t + "/vip-services/{service}/devices", auth.ScopeServices, "services"},
@@ -57,7 +60,7 @@ func (s *server) v2RestRoutes() []route {
 
 // readHalf is the scope that reads what scope writes.
 func readHalf(scope string) string {
-	if scope == auth.Read(auth.ScopeFlowLogs) {
+	if strings.HasSuffix(scope, ":read") {
 		return scope
 	}
 	return auth.Read(scope)

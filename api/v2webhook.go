@@ -40,7 +40,7 @@ func (s *server) v2WebhookRoutes() []route {
 func v2WebhookJSON(h *tailnet.Webhook, secret string) *v2Webhook {
 	return &v2Webhook{
 		EndpointID: h.ID, EndpointURL: h.URL, ProviderType: h.Provider, CreatorLoginName: h.Creator, Created: v2Time(h.Created),
-		LastModified: v2Time(h.Created), Subscriptions: list(h.Events), Secret: secret,
+		LastModified: v2Time(h.Modified), Subscriptions: list(h.Events), Secret: secret,
 	}
 }
 
