@@ -190,7 +190,8 @@ func TestOperationsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]string{}
-	for line := range strings.Lines(string(b)) {
+	first, _, _ := strings.Cut(string(b), "\n## The second face")
+	for line := range strings.Lines(first) {
 		cells := strings.Split(line, "|")
 		if len(cells) < 4 || !strings.HasPrefix(strings.TrimSpace(cells[1]), "`") {
 			continue

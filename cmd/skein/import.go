@@ -382,8 +382,8 @@ func place(from, to, aside string) error {
 	}
 	old, err := os.ReadFile(to)
 	_, logged := os.Stat(to + "-wal")
-	if same := err == nil && string(old) == string(b); same && logged != nil { //nolint:nilerr // no log beside it is what is wanted
-		return nil
+	if same := err == nil && string(old) == string(b); same && logged != nil {
+		return nil //nolint:nilerr // that no log is beside it is what is wanted
 	}
 	if err == nil {
 		for _, suffix := range []string{"", "-wal", "-shm"} {
