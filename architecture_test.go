@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 	"integration/wireguard": {},
 	"cmd/skein":             {"cluster", "tailnet", "policy", "routes", "dns", "state", "netmap", "auth", "auth/oidc", "control", "api", "web", "derp", "db", "config", "remote", "takeover", "backup", "webhook"},
 	"packaging/sbom":        {},
+	"examples/onboard":      {"api", "tailnet"},
 	"cmd/skeinsim":          {"integration/sim"},
 }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 
+	"go.yaml.in/yaml/v4"
+
 	"github.com/skein-vpn/skein/config"
 )
 
@@ -51,5 +53,24 @@ func TestMetricsAreDocumented(t *testing.T) {
 	is, says := names(`(?m)^# TYPE (skein_\w+) `, text), names("(?m)^\\| `(skein_\\w+)` \\|", doc)
 	if len(is) < 30 || !slices.Equal(is, says) {
 		t.Errorf("/metrics has\n%q, the docs\n%q", is, says)
+	}
+	for _, name := range []string{"grafana.json", "alerts.yaml"} {
+		b, err := os.ReadFile("../../monitoring/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := names(`\b(skein_\w+)`, b)
+		if len(used) < 5 {
+			t.Errorf("%s uses no metrics of ours", name)
+		}
+		for _, u := range used {
+			if !slices.Contains(is, u) {
+				t.Errorf("%s uses %s, which does not exist", name, u)
+			}
+		}
+		var v any
+		if err := yaml.Unmarshal(b, &v); err != nil { // JSON is YAML, too
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
