@@ -17,7 +17,7 @@ func newAPIKeysCommand(c *cli) *cobra.Command {
 	return group("apikeys", []string{"apikey", "api-keys"}, "Keys that let programs use the API",
 		`  skein apikeys create --description "Headplane"
   SKEIN_API_KEY=$(skein apikeys create) skein --server https://skein.example.com nodes list
-  skein apikeys create --user junyao --scopes devices:core:read --expiration 1y
+  skein apikeys create --namespace junyao --scopes devices:core:read --expiration 1y
   skein apikeys list`,
 		c.apiKeysCreate(), c.apiKeysList(),
 		c.apiKeyEnd("expire KEY", "End a key as if its time were over", "The key has expired.", nil, (*api.Client).ExpireAPIKey),
@@ -56,10 +56,10 @@ func (c *cli) apiKeysCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create", Aliases: []string{"new", "add"}, Short: "Make a key and print it, this once",
 		Long: `Make a key and print it. It is shown this once and can not be told again. Whoever has it may do what its scopes say, but never
-more than the role of its user allows at the time; without --user it acts for whom you act, on the server itself for the
+more than the role of its user allows at the time; without --namespace it acts for whom you act, on the server itself for the
 administrator. Scopes are ` + strings.Join(auth.Scopes(), ", ") + `.`,
 		Example: `  skein apikeys create --description "backup script" --scopes all:read --expiration 1y
-  skein apikeys create --user junyao`,
+  skein apikeys create --namespace junyao`,
 		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	expiration := expirationFlag(cmd, api.DefaultAPIKeyLife)
@@ -82,8 +82,7 @@ administrator. Scopes are ` + strings.Join(auth.Scopes(), ", ") + `.`,
 		}
 		return c.print(k, nil)
 	}
-	cmd.Flags().StringVar(&owner, "user", "", "`NAMESPACE` for whom the key acts")
-	must(cmd.RegisterFlagCompletionFunc("user", forFlag(c.completeNamespaces)))
+	c.addNamespaceFlag(cmd, &owner, "`NAMESPACE` for whom the key acts")
 	cmd.Flags().StringVar(&req.Description, "description", "", "`TEXT` for people to read")
 	scopesFlag(cmd, &req.Scopes, "`SCOPE`s, separated by commas or repeated (default: all that you have)")
 	return cmd
