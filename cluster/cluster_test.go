@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 
 var ctx = context.Background()
 
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // member is one server: its database connections, its state and its place among the others.
 type member struct {
