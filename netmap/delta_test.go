@@ -44,7 +44,7 @@ func TestTraps(t *testing.T) {
 		}
 	}
 	newDisco := func(n *tailnet.Node) { n.DiscoKey = key.NewDisco().Public() }
-	later := func(w *world, _ tailnet.NodeID) { w.now = w.now.Add(90 * time.Second) }
+	later := func(w *world, _ tailnet.NodeID) { w.pass(90 * time.Second) }
 	both := func(a ...step) step {
 		return func(w *world, peer tailnet.NodeID) {
 			for _, s := range a {
@@ -53,7 +53,7 @@ func TestTraps(t *testing.T) {
 		}
 	}
 	ends := func(w *world, _ tailnet.NodeID) {
-		w.now = w.now.Add(2 * time.Minute)
+		w.pass(2 * time.Minute)
 		if err := w.st.Tick(ctx); err != nil {
 			w.t.Fatal(err)
 		}

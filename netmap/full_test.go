@@ -25,7 +25,7 @@ import (
 // is compared with; those have tables of their own below.
 func naive(w *world, sn *state.Snapshot, v Viewer) *tailcfg.MapResponse {
 	self := sn.Node(v.Node)
-	now := w.now.UTC()
+	now := w.now().UTC()
 	r := &tailcfg.MapResponse{
 		ControlTime: &now, Debug: &tailcfg.Debug{DisableLogTail: true}, Node: w.enc.selfNode(sn, self), Domain: sn.DNS.Base,
 		DERPMap: sn.DERP.For(v.Capver), DNSConfig: sn.DNS.Config(), CollectServices: "false",
@@ -41,7 +41,7 @@ func naive(w *world, sn *state.Snapshot, v Viewer) *tailcfg.MapResponse {
 		return n.Authorized && (u == nil || u.Status == tailnet.UserActive)
 	}
 	for _, n := range sn.Nodes() {
-		if n.ID == self.ID || n.DiscoKey.IsZero() || !member(n) || !member(self) || self.Expired(w.now) || !sn.Policy.SeesNode(self.Node, n.Node) {
+		if n.ID == self.ID || n.DiscoKey.IsZero() || !member(n) || !member(self) || self.Expired(w.now()) || !sn.Policy.SeesNode(self.Node, n.Node) {
 			continue
 		}
 		r.Peers = append(r.Peers, peerNode(sn, n, audienceOf(sn, self)))
@@ -199,7 +199,7 @@ func TestConcurrentEncoding(t *testing.T) {
 		}
 		return frameBytes(f)
 	}
-	alone := New(Options{Taildrop: true}, func() time.Time { return w.now })
+	alone := New(Options{Taildrop: true}, w.now)
 	want := make([][]byte, len(requests))
 	for i, r := range requests {
 		want[i] = run(alone, r)
@@ -223,7 +223,7 @@ func TestPeerNode(t *testing.T) {
 	w, _, id := pairWorld(t)
 	stable := w.snapshot().Node(id).StableID
 	seen := statetest.Epoch.Add(1500 * time.Millisecond)
-	w.now = seen
+	w.setNow(seen)
 	w.edit(id, func(tx *state.Tx, n *tailnet.Node) {
 		n.Hostinfo = &tailcfg.Hostinfo{
 			Hostname: "homeDS", OS: "linux", BackendLogID: "secret", DeviceModel: "DS218", RoutableIPs: []netip.Prefix{exit4, aLAN, exit6},
@@ -492,7 +492,7 @@ func TestGone(t *testing.T) {
 		}
 		self := r.Node
 		if self == nil || self.Key != n.NodeKey || self.ID != n.ID.Tailcfg() || string(self.StableID) != n.StableID || self.Name != n.Name+".skein.internal." ||
-			self.KeyExpiry.IsZero() || self.KeyExpiry.After(w.now) || !self.MachineAuthorized || len(self.Addresses) != len(n.Addrs()) ||
+			self.KeyExpiry.IsZero() || self.KeyExpiry.After(w.now()) || !self.MachineAuthorized || len(self.Addresses) != len(n.Addrs()) ||
 			len(r.Peers)+len(r.UserProfiles)+len(r.PacketFilter) != 0 {
 			t.Errorf("%s: %s", name, asText(r))
 		}

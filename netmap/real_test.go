@@ -255,7 +255,7 @@ func TestRealClientTakesTheCheapPath(t *testing.T) {
 	} {
 		full, deltas := c.full, c.deltas
 		step.do()
-		w.now = w.now.Add(time.Second)
+		w.pass(time.Second)
 		sn := w.snapshot()
 		f, ok := w.enc.Delta(last, sn, v)
 		if last = sn; !ok {
@@ -277,7 +277,7 @@ func TestRealClientTakesTheCheapPath(t *testing.T) {
 // The real client keeps its stream over keep-alives and takes the map of a deleted node: its key has ended.
 func TestRealClientGone(t *testing.T) {
 	w := newWorld(t, statetest.New())
-	w.now = time.Now()
+	w.setNow(time.Now())
 	id := w.join("viewer", w.user("junyao"))
 	v := Viewer{Node: id, Capver: tailcfg.CurrentCapabilityVersion, Compress: true}
 	sn := w.snapshot()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"pgregory.net/rapid"
@@ -41,18 +42,23 @@ func relays(regions ...int) *tailcfg.DERPMap {
 
 // world is a State with a clock of its own and an encoder.
 type world struct {
-	t   testingT
-	now time.Time
-	st  *state.State
-	enc *Encoder
+	t     testingT
+	clock atomic.Pointer[time.Time] // which state's own goroutine reads as well
+	st    *state.State
+	enc   *Encoder
 }
 
+func (w *world) now() time.Time       { return *w.clock.Load() }
+func (w *world) setNow(t time.Time)   { w.clock.Store(&t) }
+func (w *world) pass(d time.Duration) { w.setNow(w.now().Add(d)) }
+
 func newWorld(t testingT, store state.Store) *world {
-	w := &world{t: t, now: statetest.Epoch}
-	w.enc = New(Options{Taildrop: true}, func() time.Time { return w.now })
+	w := &world{t: t}
+	w.setNow(statetest.Epoch)
+	w.enc = New(Options{Taildrop: true}, w.now)
 	var err error
 	w.st, err = state.Open(ctx, state.Options{
-		Store: store, Now: func() time.Time { return w.now }, RestartGrace: 1000 * time.Hour,
+		Store: store, Now: w.now, RestartGrace: 1000 * time.Hour,
 		Addressing: state.Addressing{Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Prefix6: netip.MustParsePrefix("fd7a:115c:a1e0::/48")},
 		DNS:        &dns.Settings{MagicDNS: true, Base: "skein.internal"},
 		DERP:       &state.DERPMaps{Current: relays(901), Home: 901},
@@ -191,7 +197,7 @@ func subset[T any](t *rapid.T, label string, vs []T) (out []T) {
 
 // randomChange makes one random change of the world and returns what it was.
 func (w *world) randomChange(t *rapid.T) string {
-	w.now = w.now.Add(time.Duration(rapid.SampledFrom([]int{0, 0, 0, 300, 1000, 90000, 3600000}).Draw(t, "ms")) * time.Millisecond)
+	w.pass(time.Duration(rapid.SampledFrom([]int{0, 0, 0, 300, 1000, 90000, 3600000}).Draw(t, "ms")) * time.Millisecond)
 	sn := w.st.Snapshot()
 	kinds := []string{"join", "join", "user", "dns", "derp", "policy", "nothing"}
 	if len(sn.Nodes()) > 0 {
