@@ -407,11 +407,16 @@ func (s *server) approveNode(r *http.Request) (any, error) {
 	if !yes {
 		why = "take back the approval"
 	}
-	return s.changeNode(r, why, func(_ *state.Tx, n *tailnet.Node) (bool, error) {
+	return s.changeNode(r, why, approval(yes))
+}
+
+// approval is the change of a node that approves it, or takes that back.
+func approval(yes bool) func(*state.Tx, *tailnet.Node) (bool, error) {
+	return func(_ *state.Tx, n *tailnet.Node) (bool, error) {
 		changed := n.Authorized != yes
 		n.Authorized = yes
 		return changed, nil
-	})
+	}
 }
 
 // ApproveNode lets a node that waits take part, or one that takes part no more.

@@ -63,6 +63,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -150,29 +151,27 @@ func newServer(o Options) *server {
 // NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
 func NewServer(o Options) http.Handler {
 	s := newServer(o)
+	return s.mount(Prefix, s.routes(), s.serve, s.writeError)
+}
+
+// mount answers routes, which are below prefix, by serve, and everything else by fail.
+func (s *server) mount(prefix string, routes []route, serve func(http.ResponseWriter, *http.Request, op), fail errorWriter) http.Handler {
 	// Names may contain what a path element must escape, such as the @ of a mail address: match the escaped path, and
 	// unescape once (pathVar).
 	m := mux.NewRouter().UseEncodedPath().SkipClean(true)
-	for _, rt := range s.routes() {
-		methods := make([]string, 0, len(rt.methods))
-		for name := range rt.methods {
-			methods = append(methods, name)
-		}
-		slices.Sort(methods)
-		serve := func(w http.ResponseWriter, r *http.Request) {
-			s.serve(w, r, rt.methods[r.Method])
-		}
-		m.HandleFunc(Prefix+rt.path, serve).Methods(methods...)
+	for _, rt := range routes {
+		methods := slices.Sorted(maps.Keys(rt.methods))
+		m.HandleFunc(prefix+rt.path, func(w http.ResponseWriter, r *http.Request) { serve(w, r, rt.methods[r.Method]) }).Methods(methods...)
 	}
 	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.writeError(w, r, tailnet.Errorf(tailnet.NotFound, "there is nothing at %s", clip(r.URL.Path)))
+		fail(w, r, tailnet.Errorf(tailnet.NotFound, "there is nothing at %s", clip(r.URL.Path)))
 	})
 	m.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		allowed := s.methodsAt(m, r)
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
-		s.writeError(w, r, &methodError{method: r.Method, allowed: allowed})
+		fail(w, r, &methodError{method: r.Method, allowed: allowed})
 	})
-	return s.guard(s.enter(m, s.writeError), s.writeError)
+	return s.guard(s.enter(m, fail), fail)
 }
 
 // errorWriter answers a request that has failed.

@@ -278,12 +278,20 @@ func (s *server) setUserStatus(r *http.Request, status tailnet.UserStatus) (any,
 	if err != nil {
 		return nil, err
 	}
+	changed, err := s.changeStatus(r, found, status)
+	if err != nil {
+		return nil, err
+	}
+	return UserAnswer{userJSON(changed)}, nil
+}
+
+// changeStatus lets a user take part, or suspends one.
+func (s *server) changeStatus(r *http.Request, found *tailnet.User, status tailnet.UserStatus) (changed *tailnet.User, err error) {
 	why := "let namespace " + found.Name + " take part"
 	if status == tailnet.UserSuspended {
 		why = "suspend namespace " + found.Name
 	}
 	p := auth.PrincipalOf(r.Context())
-	var changed *tailnet.User
 	err = s.update(r, why, func(tx *state.Tx) error {
 		u, err := userIn(tx, found.ID)
 		if err != nil {
@@ -304,10 +312,7 @@ func (s *server) setUserStatus(r *http.Request, status tailnet.UserStatus) (any,
 		changed = &c
 		return tx.PutUser(changed)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return UserAnswer{userJSON(changed)}, nil
+	return changed, err
 }
 
 // ApproveUser lets a user take part who signed in and waits for it.

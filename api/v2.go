@@ -66,24 +66,7 @@ func (e *unsupported) Error() string { return "Skein does not have " + e.what }
 // NewV2Server answers the operations below PrefixV2, and everything else there with a 404. Its Options are those of NewServer.
 func NewV2Server(o Options) http.Handler {
 	s := newServer(o)
-	m := mux.NewRouter().UseEncodedPath().SkipClean(true)
-	for _, rt := range s.v2Routes() {
-		methods := make([]string, 0, len(rt.methods))
-		for name := range rt.methods {
-			methods = append(methods, name)
-		}
-		slices.Sort(methods)
-		m.HandleFunc(PrefixV2+rt.path, func(w http.ResponseWriter, r *http.Request) { s.serveV2(w, r, rt.methods[r.Method]) }).Methods(methods...)
-	}
-	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.writeV2Error(w, r, tailnet.Errorf(tailnet.NotFound, "there is nothing at %s", clip(r.URL.Path)))
-	})
-	m.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		allowed := s.methodsAt(m, r)
-		w.Header().Set("Allow", strings.Join(allowed, ", "))
-		s.writeV2Error(w, r, &methodError{method: r.Method, allowed: allowed})
-	})
-	return s.guard(s.enter(m, s.writeV2Error), s.writeV2Error)
+	return s.mount(PrefixV2, s.v2Routes(), s.serveV2, s.writeV2Error)
 }
 
 func (s *server) v2Routes() []route {

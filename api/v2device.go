@@ -287,11 +287,7 @@ func (s *server) v2Authorize(r *http.Request) (any, error) {
 	if req.Authorized == nil {
 		return nil, tailnet.Errorf(tailnet.Invalid, `"authorized" is missing: true or false`)
 	}
-	return s.changeV2Node(r, "change approval", func(_ *state.Tx, n *tailnet.Node) (bool, error) {
-		changed := n.Authorized != *req.Authorized
-		n.Authorized = *req.Authorized
-		return changed, nil
-	})
+	return s.changeV2Node(r, "change approval", approval(*req.Authorized))
 }
 
 func (s *server) v2Rename(r *http.Request) (any, error) {

@@ -28,15 +28,15 @@ type v2User struct {
 func (s *server) v2UserRoutes() []route {
 	const one = "/users/{user}"
 	read, write := auth.Read(auth.ScopeUsers), auth.ScopeUsers
-	act := func(why string, to tailnet.UserStatus) ops {
-		return ops{http.MethodPost: {write, s.v2SetStatus(why, to)}}
+	act := func(to tailnet.UserStatus) ops {
+		return ops{http.MethodPost: {write, s.v2SetStatus(to)}}
 	}
 	return []route{
 		{"/tailnet/{tailnet}/users", ops{http.MethodGet: {read, s.v2Users}}},
 		{one, ops{http.MethodGet: {read, s.v2GetUser}}},
-		{one + "/approve", act("approve", tailnet.UserActive)},
-		{one + "/suspend", act("suspend", tailnet.UserSuspended)},
-		{one + "/restore", act("restore", tailnet.UserActive)},
+		{one + "/approve", act(tailnet.UserActive)},
+		{one + "/suspend", act(tailnet.UserSuspended)},
+		{one + "/restore", act(tailnet.UserActive)},
 		{one + "/role", ops{http.MethodPost: {write, s.v2SetRole}}},
 		{one + "/delete", ops{http.MethodPost: {write, s.v2DeleteUser}}},
 	}
@@ -111,35 +111,16 @@ func (s *server) v2GetUser(r *http.Request) (any, error) {
 	return s.v2UserJSON(s.State.Snapshot(), u), nil
 }
 
-func (s *server) v2SetStatus(why string, to tailnet.UserStatus) handler {
+func (s *server) v2SetStatus(to tailnet.UserStatus) handler {
 	return func(r *http.Request) (any, error) {
 		discard(r)
 		u, err := s.v2PathUser(r)
 		if err != nil {
 			return nil, err
 		}
-		return Empty{}, s.changeStatus(r, u, why, to)
+		_, err = s.changeStatus(r, u, to)
+		return Empty{}, err
 	}
-}
-
-// changeStatus approves, suspends or restores a user.
-func (s *server) changeStatus(r *http.Request, found *tailnet.User, why string, to tailnet.UserStatus) error {
-	p := auth.PrincipalOf(r.Context())
-	return s.update(r, why+" namespace "+found.Name, func(tx *state.Tx) error {
-		u, err := userIn(tx, found.ID)
-		if err != nil || u.Status == to {
-			return err
-		}
-		if err := p.AllowRole(u.Role); err != nil {
-			return err
-		}
-		if to == tailnet.UserSuspended && p.User == u.ID {
-			return tailnet.Errorf(tailnet.Invalid, "nobody can suspend themselves")
-		}
-		c := *u
-		c.Status = to
-		return tx.PutUser(&c)
-	})
 }
 
 func (s *server) v2SetRole(r *http.Request) (any, error) {
