@@ -13,7 +13,7 @@ import (
 	"github.com/skein-vpn/skein/derp"
 )
 
-// metric is one figure. docs/operation.md lists them all.
+// metric is one figure. docs/operations.md lists them all.
 type metric struct {
 	name  string // without the prefix skein_; counters end in _total
 	help  string

@@ -15,7 +15,7 @@ import (
 	"github.com/skein-vpn/skein/config"
 )
 
-// Every metric of ours is in docs/operation.md, and no other.
+// Every metric of ours is in docs/operations.md, and no other.
 func TestMetricsAreDocumented(t *testing.T) {
 	cfg := config.Default()
 	cfg.DataDir = t.TempDir()
@@ -39,7 +39,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	if err != nil || res.StatusCode != http.StatusOK {
 		t.Fatalf("status %d, %v", res.StatusCode, err)
 	}
-	doc, err := os.ReadFile("../../docs/operation.md")
+	doc, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
