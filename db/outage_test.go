@@ -22,6 +22,7 @@ import (
 //
 //	beforeCommit  the server never sees COMMIT
 //	afterCommit   the server does, but its answer does not arrive
+//	atCommit      neither side hears of the other any more, and no connection is closed: a cable was cut
 type proxy struct {
 	l    net.Listener
 	to   string
@@ -36,6 +37,7 @@ type proxy struct {
 const (
 	beforeCommit = iota + 1
 	afterCommit
+	atCommit
 )
 
 func newProxy(t *testing.T, dbURL string) (*proxy, string) {
@@ -69,7 +71,7 @@ func (p *proxy) serve() {
 		p.mu.Lock()
 		p.conns[c], p.conns[s] = true, true
 		p.mu.Unlock()
-		var mute atomic.Bool // the server's answers are dropped
+		var mute, cut atomic.Bool // the server's answers are dropped; and the connection stays nevertheless
 		p.wg.Go(func() {
 			defer p.drop(c, s)
 			b := make([]byte, 64<<10)
@@ -90,6 +92,12 @@ func (p *proxy) serve() {
 					p.cuts.Add(1)
 					mute.Store(true)
 					c.Close() // the database goes on alone
+				case atCommit:
+					p.cuts.Add(1)
+					cut.Store(true)
+					mute.Store(true)
+					_, _ = io.Copy(io.Discard, c)
+					return
 				}
 				if _, err := s.Write(b[:n]); err != nil {
 					return
@@ -105,6 +113,9 @@ func (p *proxy) serve() {
 			b := make([]byte, 64<<10)
 			for !mute.Load() {
 				n, err := s.Read(b)
+				if cut.Load() {
+					_, _ = io.Copy(io.Discard, s)
+				}
 				if err != nil || mute.Load() {
 					return
 				}
@@ -182,6 +193,32 @@ func wantUsers(t *testing.T, d *DB, rev tailnet.Rev) {
 	if c.Rev != rev || len(c.Users) != int(rev) || len(revs) != int(rev) {
 		t.Errorf("rev %d, %d users, %d revisions; want %d of each", c.Rev, len(c.Users), len(revs), rev)
 	}
+}
+
+// TestCutOffInTransaction cuts a server off from the database when it has the tailnet's row: the others can commit nevertheless,
+// before their patience ends.
+func TestCutOffInTransaction(t *testing.T) {
+	sqliteOnly(t)
+	p, url := newProxy(t, pgtest.Database(t))
+	d := openTest(t, url)
+	rev := mustCommit(t, d, 0, userNamed(0))
+	p.next.Store(atCommit)
+	lonely := make(chan error)
+	go func() {
+		_, err := d.Commit(ctx, 1, rev, userNamed(rev))
+		lonely <- err
+	}()
+	for end := time.Now().Add(time.Minute); p.cuts.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nothing was committed")
+		}
+	}
+	mustCommit(t, openTest(t, pgURL(t, d, p)), rev, userNamed(rev))
+	p.cutAll() // that is when it is heard of again
+	if err := <-lonely; !errors.Is(err, tailnet.ErrConflict) {
+		t.Errorf("the commit of the server that was cut off: %v", err)
+	}
+	wantUsers(t, d, rev+1)
 }
 
 // TestOutages has three writers race for revisions while all connections are cut again and again and PostgreSQL is killed,

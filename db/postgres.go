@@ -34,6 +34,7 @@ const (
 	settlePatience = 20 * time.Second // how long a commit whose connection broke waits to learn what became of it
 	silence        = 15 * time.Second // a query that is not answered for so long has lost its connection
 	openSilence    = 10 * time.Minute // the same while the schema is made: a migration may have much to do
+	idleInTx       = 5 * time.Second  // PostgreSQL ends a transaction whose server says nothing more for so long
 	migrateLock    = 7236531          // number of the advisory lock that one server holds while it migrates
 )
 
@@ -83,7 +84,12 @@ func (d *DB) connectPostgres(o Options) error {
 	if conns == 0 {
 		conns = defaultConns
 	}
-	d.pg.pool = stdlib.OpenDB(*cfg)
+	// A server that is cut off in the middle of a transaction holds its locks, of the tailnet's row among them, until PostgreSQL
+	// gives it up; TCP would take hours. Not a start-up parameter, because poolers refuse those that they do not know.
+	d.pg.pool = stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
+		_, err := c.Exec(ctx, fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", idleInTx.Milliseconds()))
+		return err
+	}))
 	d.pg.pool.SetMaxOpenConns(conns)
 	d.pg.pool.SetMaxIdleConns(conns)
 	d.pg.pool.SetConnMaxIdleTime(5 * time.Minute)
@@ -247,6 +253,7 @@ const (
 	stateSerialize  = "40001"
 	stateDeadlock   = "40P01"
 	stateReadOnly   = "25006" // of a standby
+	stateIdleInTx   = "25P03" // see idleInTx
 )
 
 // asksForRetry reports whether PostgreSQL has taken a transaction back for the sake of another one.
@@ -258,7 +265,8 @@ func asksForRetry(err error) bool {
 // isLost reports whether the connection to PostgreSQL is to blame, or a server that starts, stops or is no primary now.
 func isLost(err error) bool {
 	if pe := pgError(err); pe != nil {
-		return strings.HasPrefix(pe.Code, "08") || strings.HasPrefix(pe.Code, "57P") || strings.HasPrefix(pe.Code, "53") || pe.Code == stateReadOnly
+		return strings.HasPrefix(pe.Code, "08") || strings.HasPrefix(pe.Code, "57P") || strings.HasPrefix(pe.Code, "53") ||
+			pe.Code == stateReadOnly || pe.Code == stateIdleInTx
 	}
 	var connect *pgconn.ConnectError
 	var ne net.Error
