@@ -38,6 +38,7 @@ func newSignInNet(t *testing.T, config string) *signInNet {
 	n.provider = n.Cloud.StartProcess("provider", node, oidc.Args(oidc.Options{
 		Listen: n.Cloud.Addr().String() + ":9000", ClientID: "skein", ClientSecret: "s3cret", RedirectURIs: []string{server + "/oidc/callback"}, Stay: true,
 	})...)
+	waitProvider(n.Lab, n.provider)
 	n.srv = n.ServerHost.StartServer(lab.ServerOptions{Config: fmt.Sprintf(`
 oidc:
   name: Our company
@@ -47,6 +48,15 @@ oidc:
   scope: [openid, email, profile, groups]
 %s`, n.Cloud.Addr(), config)})
 	return n
+}
+
+// waitProvider waits until the provider takes requests. A server that starts before it tries again by itself, but its pages say for a
+// while that one cannot sign in there.
+func waitProvider(l *lab.Lab, provider *lab.Process) {
+	l.Wait(patient, "the provider is ready", func() (bool, string) {
+		text := provider.Log()
+		return strings.Contains(text, "ready "), text
+	})
 }
 
 // visit is a person at the host who opens the address that a client has printed.
@@ -156,7 +166,7 @@ func TestSignInDoc(t *testing.T) {
 	s := lab.NewSeed(t, lab.EasyNAT)
 	h := s.ServerHost
 	provider := line("node provider.mjs")
-	h.StartProcess("provider", "/bin/sh", "-c", "cd '"+oidc.Dir()+"' && exec "+provider)
+	waitProvider(s.Lab, h.StartProcess("provider", "/bin/sh", "-c", "cd '"+oidc.Dir()+"' && exec "+provider))
 
 	settings, args, ok := strings.Cut(line(" skein serve "), " skein serve ")
 	if !ok {
