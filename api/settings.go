@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/skein-vpn/skein/auth"
@@ -18,6 +19,15 @@ type Settings struct {
 	KeyDurationSeconds int64 `json:"keyDurationSeconds"`
 	// EffectiveKeyDurationSeconds is what follows from it and the configuration; 0: for ever.
 	EffectiveKeyDurationSeconds int64 `json:"effectiveKeyDurationSeconds"`
+	// Contacts are mail addresses; that of Support is shown on the web pages.
+	Contacts Contacts `json:"contacts"`
+}
+
+// Contacts are mail addresses of people behind the tailnet; empty ones are not known.
+type Contacts struct {
+	Account  string `json:"account"`  // whoever answers for the tailnet
+	Support  string `json:"support"`  // whoever helps its users
+	Security string `json:"security"` // whoever is told of weaknesses
 }
 
 // KeyForever is the KeyDurationSeconds of keys that do not end.
@@ -33,6 +43,14 @@ type (
 		DeviceApproval     *bool  `json:"deviceApproval,omitempty"`
 		UserApproval       *bool  `json:"userApproval,omitempty"`
 		KeyDurationSeconds *int64 `json:"keyDurationSeconds,omitempty"`
+		// Contacts changes the contacts in it that are not null; an empty address takes one away.
+		Contacts *ChangeContacts `json:"contacts,omitempty"`
+	}
+	// ChangeContacts are new contacts; null leaves what there is.
+	ChangeContacts struct {
+		Account  *string `json:"account,omitempty"`
+		Support  *string `json:"support,omitempty"`
+		Security *string `json:"security,omitempty"`
 	}
 )
 
@@ -48,7 +66,7 @@ func (s *server) getSettings(*http.Request) (any, error) {
 	v := s.State.Snapshot().Tailnet.Settings
 	out := &Settings{
 		DeviceApproval: v.DeviceApproval, UserApproval: v.UserApproval, KeyDurationSeconds: keyDurationSeconds(v.KeyDuration),
-		EffectiveKeyDurationSeconds: int64(s.Auth.KeyDuration(v) / time.Second),
+		EffectiveKeyDurationSeconds: int64(s.Auth.KeyDuration(v) / time.Second), Contacts: Contacts(v.Contacts),
 	}
 	return SettingsAnswer{out}, nil
 }
@@ -83,12 +101,29 @@ func (s *server) changeSettings(r *http.Request) (any, error) {
 		if req.KeyDurationSeconds != nil {
 			v.KeyDuration = keys
 		}
+		v.Contacts = req.Contacts.apply(v.Contacts)
 		return tx.SetSettings(v)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return s.getSettings(r)
+}
+
+// apply is to with what c changes; c may be nil.
+func (c *ChangeContacts) apply(to tailnet.Contacts) tailnet.Contacts {
+	if c == nil {
+		return to
+	}
+	for _, one := range []struct {
+		from *string
+		to   *string
+	}{{c.Account, &to.Account}, {c.Support, &to.Support}, {c.Security, &to.Security}} {
+		if one.from != nil {
+			*one.to = strings.TrimSpace(*one.from)
+		}
+	}
+	return to
 }
 
 // keyDuration is a keyDurationSeconds as a tailnet.Settings.KeyDuration.

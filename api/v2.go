@@ -21,8 +21,9 @@ import (
 // tailnet of the credential.
 //
 //	v2device.go   T/devices, /device/{device}…           v2dns.go       T/dns/…
-//	v2policy.go   T/acl…                                 v2user.go      T/users, /users/{user}…, T/contacts
-//	v2key.go      T/keys…                                v2settings.go  T/settings
+//	v2policy.go   T/acl…                                 v2user.go      T/users, /users/{user}…
+//	v2key.go      T/keys…                                v2settings.go  T/settings, T/contacts
+//	v2logging.go  T/logging/configuration
 //	v2webhook.go  T/webhooks, /webhooks/{endpoint}…      v2rest.go      what Skein does not have, which answers 501
 //
 // Rules of the wire, as those tools rely on them: every answer is JSON, 401, 404 and 405 among them (v2Error); bodies are read
@@ -71,7 +72,7 @@ func NewV2Server(o Options) http.Handler {
 
 func (s *server) v2Routes() []route {
 	return slices.Concat(s.v2DeviceRoutes(), s.v2PolicyRoutes(), s.v2KeyRoutes(), s.v2DNSRoutes(), s.v2SettingsRoutes(), s.v2UserRoutes(),
-		s.v2WebhookRoutes(), s.v2RestRoutes())
+		s.v2WebhookRoutes(), s.v2ContactRoutes(), s.v2LoggingRoutes(), s.v2RestRoutes())
 }
 
 // plain is an answer that is not JSON of ours.
@@ -86,6 +87,9 @@ type tagged struct {
 	value any
 	etag  string // without quotes
 }
+
+// streamed is an answer that writes itself, because it may be long. It can fail only before it is returned.
+type streamed func(http.ResponseWriter)
 
 // serveV2 is serve with Tailscale's shapes.
 func (s *server) serveV2(w http.ResponseWriter, r *http.Request, o op) {
@@ -112,6 +116,8 @@ func (s *server) serveV2(w http.ResponseWriter, r *http.Request, o op) {
 		}
 		w.WriteHeader(http.StatusOK)
 		_, _ = w.Write(a.body)
+	case streamed:
+		a(w)
 	case *tagged:
 		w.Header().Set("ETag", `"`+a.etag+`"`)
 		writeJSON(w, http.StatusOK, "application/json", a.value)

@@ -18,7 +18,6 @@ func (s *server) v2RestRoutes() []route {
 		{"/posture/integrations/{id}", auth.ScopeFeatures, "posture integrations"},
 		{t + "/aws-external-id", auth.ScopeLogStream, "log streaming to S3"},
 		{t + "/aws-external-id/{id}/validate-aws-trust-policy", auth.ScopeLogStream, "log streaming to S3"},
-		{t + "/logging/configuration", auth.Read(auth.ScopeLogs), "the audit log in this shape; GET /api/v1/audit has it"},
 		{t + "/logging/network", auth.Read(auth.ScopeFlowLogs), "network flow logs"},
 		{t + "/logging/{type}/stream", auth.ScopeLogStream, "log streaming over the API; audit.file and webhooks of the configuration do it"},
 		{t + "/logging/{type}/stream/status", auth.ScopeLogStream, "log streaming over the API"},
@@ -38,9 +37,7 @@ func (s *server) v2RestRoutes() []route {
 		{t + "/services/{service}", auth.ScopeServices, "services"},
 		{t + "/services/{service}/devices", auth.ScopeServices, "services"},
 		{t + "/services/{service}/device/{device}/approved", auth.ScopeServices, "services"},
-		{t + "/contacts", auth.ScopeAccount, "contacts: there is no company behind the server that would write to them"},
-		{t + "/contacts/{type}", auth.ScopeAccount, "contacts"},
-		{t + "/contacts/{type}/resend-verification-email", auth.ScopeAccount, "contacts"},
+		{t + "/contacts/{type}/resend-verification-email", auth.ScopeAccount, "verification of contacts: it sends no mail, and takes their addresses as they are"},
 	} {
 		methods := ops{}
 		for _, m := range all {

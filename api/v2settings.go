@@ -104,3 +104,52 @@ func (s *server) v2PatchSettings(r *http.Request) (any, error) {
 	}
 	return s.v2GetSettings(r)
 }
+
+// v2Contacts are the contacts of the tailnet (Contacts of the Go client).
+type v2Contacts struct {
+	Account  v2Contact `json:"account"`
+	Support  v2Contact `json:"support"`
+	Security v2Contact `json:"security"`
+}
+
+// v2Contact is one of them. Nobody verifies addresses here.
+type v2Contact struct {
+	Email             string `json:"email"`
+	NeedsVerification bool   `json:"needsVerification"`
+}
+
+func (s *server) v2ContactRoutes() []route {
+	return []route{
+		{"/tailnet/{tailnet}/contacts", ops{http.MethodGet: {auth.Read(auth.ScopeAccount), s.v2GetContacts}}},
+		{"/tailnet/{tailnet}/contacts/{type}", ops{http.MethodPatch: {auth.ScopeAccount, s.v2PatchContact}}},
+	}
+}
+
+func (s *server) v2GetContacts(*http.Request) (any, error) {
+	c := s.State.Snapshot().Tailnet.Settings.Contacts
+	return v2Contacts{v2Contact{Email: c.Account}, v2Contact{Email: c.Support}, v2Contact{Email: c.Security}}, nil
+}
+
+func (s *server) v2PatchContact(r *http.Request) (any, error) {
+	kind, err := pathVar(r, "type")
+	if err != nil {
+		return nil, err
+	}
+	var req struct {
+		Email *string `json:"email"`
+	}
+	var change ChangeContacts
+	field, ok := map[string]**string{"account": &change.Account, "support": &change.Support, "security": &change.Security}[kind]
+	if !ok {
+		return nil, tailnet.Errorf(tailnet.NotFound, "there is no contact %q: they are account, support and security", clip(kind))
+	}
+	if err := readV2(r, &req); err != nil {
+		return nil, err
+	}
+	*field = req.Email
+	return Empty{}, s.update(r, "change the "+kind+" contact", func(tx *state.Tx) error {
+		set := tx.Tailnet().Settings
+		set.Contacts = change.apply(set.Contacts)
+		return tx.SetSettings(set)
+	})
+}

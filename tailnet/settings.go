@@ -1,6 +1,10 @@
 package tailnet
 
-import "time"
+import (
+	"net/mail"
+	"strings"
+	"time"
+)
 
 // Settings are what administrators decide for a whole tailnet, beside its policy. The zero value is what a tailnet begins
 // with. They are stored as one JSON object, so that a new field needs no migration: its zero value must be what was so
@@ -17,6 +21,32 @@ type Settings struct {
 	KeyDuration time.Duration `json:"keyDuration,omitempty"`
 	// DNS is what was set about names; nil: everything is as the configuration says.
 	DNS *DNS `json:"dns,omitempty"`
+	// Contacts are whom people turn to.
+	Contacts Contacts `json:"contacts,omitzero"`
+}
+
+// Contacts are mail addresses of people behind the tailnet; empty ones are not known.
+type Contacts struct {
+	Account  string `json:"account,omitempty"`  // whoever answers for the tailnet
+	Support  string `json:"support,omitempty"`  // whoever helps its users: shown on the web pages
+	Security string `json:"security,omitempty"` // whoever is told of weaknesses
+}
+
+// maxMail is the longest address that mail can be sent to (RFC 5321, section 4.5.3.1.3).
+const maxMail = 254
+
+// Check returns nil or an Invalid error that says which address is none.
+func (c Contacts) Check() error {
+	for _, one := range []struct{ kind, addr string }{{"account", c.Account}, {"support", c.Support}, {"security", c.Security}} {
+		if one.addr == "" {
+			continue
+		}
+		a, err := mail.ParseAddress(one.addr)
+		if err != nil || a.Address != one.addr || len(one.addr) > maxMail || strings.ContainsAny(one.addr, " \"<>") {
+			return Errorf(Invalid, "the %s contact %q is not a mail address such as ops@example.com", one.kind, CleanText(one.addr))
+		}
+	}
+	return nil
 }
 
 // KeyForever is the KeyDuration of keys that do not end.
@@ -33,7 +63,7 @@ func (s Settings) Check() error {
 	if d := s.KeyDuration; d != 0 && d != KeyForever && (d < MinKeyDuration || d > MaxKeyDuration) {
 		return Errorf(Invalid, "the key duration %s is not between a minute and ten years", d)
 	}
-	return nil
+	return s.Contacts.Check()
 }
 
 // NewUserStatus is the status of a user who signs in for the first time.

@@ -89,6 +89,7 @@ type view struct {
 	Faults  []fault       // of the form that was sent
 	Notice  string        // what has just been done
 	Passkey string        // script that the page needs: empty, or a reason for it
+	Support string        // mail address of who helps; empty: nobody is known
 	Page    any
 }
 
@@ -111,6 +112,7 @@ func (w view) Of(field string) string {
 // render answers with a page.
 func (v *visit) render(status int, name string, w view) error {
 	w.User = v.user
+	w.Support = v.h.o.State.Snapshot().Tailnet.Settings.Contacts.Support
 	if v.user != nil && w.Token == "" {
 		w.Token = v.token() // of the button that signs out
 	}

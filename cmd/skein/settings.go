@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 )
 
 func newSettingsCommand(c *cli) *cobra.Command {
-	return group("settings", []string{"setting"}, "What holds for the whole tailnet: approval, how long keys live",
+	return group("settings", []string{"setting"}, "What holds for the whole tailnet: approval, how long keys live, contacts",
 		`  skein settings get
   skein settings set --device-approval on
   skein settings set --key-duration 90d`,
@@ -30,6 +31,9 @@ func settingsTable(s *api.Settings) *table {
 		life += " (node.expiry of the configuration)"
 	}
 	t.add("key-duration", life)
+	t.add("contact-account", cmp.Or(s.Contacts.Account, "-"))
+	t.add("contact-support", cmp.Or(s.Contacts.Support, "-"))
+	t.add("contact-security", cmp.Or(s.Contacts.Security, "-"))
 	return t
 }
 
@@ -53,7 +57,7 @@ func (c *cli) settingsGet() *cobra.Command {
 }
 
 func (c *cli) settingsSet() *cobra.Command {
-	var devices, users, life string
+	var devices, users, life, account, support, security string
 	cmd := &cobra.Command{
 		Use: "set --SETTING VALUE…", Short: "Change settings, at once and for good",
 		Long: `Change settings, at once and for good; those that are not named stay.
@@ -61,10 +65,12 @@ func (c *cli) settingsSet() *cobra.Command {
 Device approval: a node that joins from now on waits until "skein nodes approve", unless it brings a key made with --pre-approved or
 an administrator registers it. Nodes that are in stay in; switched off, those that wait go on waiting.
 User approval: somebody who signs in for the first time waits until "skein namespaces approve", and so do the nodes of theirs.
-Key duration: how long the key of a node lives that logs in from now on; "default" is what the configuration says (node.expiry).`,
+Key duration: how long the key of a node lives that logs in from now on; "default" is what the configuration says (node.expiry).
+Contacts: mail addresses of people behind the network; that for support is shown on the web pages. An empty one takes it away.`,
 		Example: `  skein settings set --device-approval on --user-approval on
   skein settings set --key-duration 90d
-  skein settings set --key-duration never`,
+  skein settings set --key-duration never
+  skein settings set --contact-support help@example.com`,
 		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var req api.ChangeSettingsRequest
@@ -82,8 +88,18 @@ Key duration: how long the key of a node lives that logs in from now on; "defaul
 				}
 				req.KeyDurationSeconds = &seconds
 			}
+			var contacts api.ChangeContacts
+			given := func(name string, value *string) *string {
+				if !cmd.Flags().Changed(name) {
+					return nil
+				}
+				req.Contacts = &contacts
+				return value
+			}
+			contacts.Account, contacts.Support = given("contact-account", &account), given("contact-support", &support)
+			contacts.Security = given("contact-security", &security)
 			if req == (api.ChangeSettingsRequest{}) {
-				return usagef("%q needs a setting: --device-approval, --user-approval or --key-duration", cmd.CommandPath())
+				return usagef("%q needs a setting: --device-approval, --user-approval, --key-duration or a contact", cmd.CommandPath())
 			}
 			cl, err := c.client()
 			if err != nil {
@@ -100,6 +116,9 @@ Key duration: how long the key of a node lives that logs in from now on; "defaul
 	f.StringVar(&devices, "device-approval", "", "`on` or off: new nodes wait for an administrator")
 	f.StringVar(&users, "user-approval", "", "`on` or off: users who sign in for the first time wait for an administrator")
 	f.StringVar(&life, "key-duration", "", "how `LONG` keys of nodes live: 90d, never, or default")
+	f.StringVar(&account, "contact-account", "", "`MAIL` of whoever answers for the network")
+	f.StringVar(&support, "contact-support", "", "`MAIL` of whoever helps its users, shown on the web pages")
+	f.StringVar(&security, "contact-security", "", "`MAIL` of whoever is told of weaknesses")
 	for _, name := range []string{"device-approval", "user-approval"} {
 		must(cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp)))
 	}
