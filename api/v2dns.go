@@ -113,13 +113,21 @@ func (s *server) v2SetPreferences(r *http.Request) (any, error) {
 	if req.MagicDNS == nil {
 		return nil, tailnet.Errorf(tailnet.Invalid, `"magicDNS" is missing: true or false`)
 	}
-	if *req.MagicDNS && s.State.Snapshot().DNS.Base == "" {
-		return nil, tailnet.Errorf(tailnet.Invalid, "there can be no MagicDNS without a base domain (dns.base_domain in the configuration)")
+	if err := s.magicDNSPossible(*req.MagicDNS); err != nil {
+		return nil, err
 	}
 	if _, err := s.changeDNS(r, "set DNS", func(d *tailnet.DNS, _ *state.Tx) error { d.MagicDNS = req.MagicDNS; return nil }); err != nil {
 		return nil, err
 	}
 	return s.v2Preferences(r)
+}
+
+// magicDNSPossible returns an error if MagicDNS is to be on and there is no domain for it.
+func (s *server) magicDNSPossible(on bool) error {
+	if on && s.State.Snapshot().DNS.Base == "" {
+		return tailnet.Errorf(tailnet.Invalid, "there can be no MagicDNS without a base domain (dns.base_domain in the configuration)")
+	}
+	return nil
 }
 
 func (s *server) v2SearchPaths(*http.Request) (any, error) {
@@ -204,6 +212,9 @@ func (s *server) v2DNSConfig(*http.Request) (any, error) {
 func (s *server) v2SetDNSConfig(r *http.Request) (any, error) {
 	var req v2DNSConfiguration
 	if err := readV2(r, &req); err != nil {
+		return nil, err
+	}
+	if err := s.magicDNSPossible(req.Preferences.MagicDNS); err != nil {
 		return nil, err
 	}
 	in := func(rs []v2Resolver) []tailnet.Resolver {

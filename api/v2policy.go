@@ -22,7 +22,7 @@ const defaultPolicy = `// Everybody reaches everybody: no policy has been set ye
 }
 `
 
-// defaultTag is the entity tag that stands for a policy that was never changed.
+// defaultTag is the entity tag that stands for a policy that was never changed, or was reset.
 const defaultTag = "ts-default"
 
 const typeHuJSON = "application/hujson"
@@ -95,7 +95,8 @@ func (s *server) v2SetPolicy(r *http.Request) (any, error) {
 	req := SetPolicyRequest{AllowUnknownUsers: true}
 	if match := r.Header.Get("If-Match"); match != "" {
 		want := strings.Trim(strings.TrimPrefix(strings.TrimSpace(match), "W/"), `"`)
-		if fresh := version == "0"; want == defaultTag && fresh || want != defaultTag && strings.EqualFold(want, etagOf(now)) {
+		// What was reset counts as never changed, or nobody could apply again what was destroyed.
+		if fresh := now == defaultPolicy; want == defaultTag && fresh || want != defaultTag && strings.EqualFold(want, etagOf(now)) {
 			req.IfMatch = Ref(version)
 		} else if want != "*" {
 			return nil, &preconditionError{"the policy was changed meanwhile: get it and make the change there"}
