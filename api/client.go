@@ -106,11 +106,7 @@ func (c *Client) do(ctx context.Context, method string, t target, in, out any) e
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
-			err = ue.Err // without the invented URL
-		}
-		return &tailnet.Error{Code: tailnet.Unavailable, Message: fmt.Sprintf("the server at %s does not answer: %v", c.name, err), Cause: err}
+		return c.unreachable(err)
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
@@ -133,6 +129,15 @@ func (c *Client) do(ctx context.Context, method string, t target, in, out any) e
 		return &tailnet.Error{Code: tailnet.Internal, Message: fmt.Sprintf("the server at %s answered with something else than skein does: %v", c.name, err), Cause: err}
 	}
 	return nil
+}
+
+// unreachable is the error of a request that was not answered.
+func (c *Client) unreachable(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err // without the invented URL
+	}
+	return &tailnet.Error{Code: tailnet.Unavailable, Message: fmt.Sprintf("the server at %s does not answer: %v", c.name, err), Cause: err}
 }
 
 // errorOf is the Problem in a failed answer as the error it was on the server.

@@ -30,6 +30,7 @@
 //	GET    /oauthclient                       DELETE /oauthclient/{client}
 //	POST   /oauthclient                       GET    /admin
 //	DELETE /admin/{user}                      POST   /admin/link, /admin/{user}/reset
+//	GET    /events (a stream)
 //	GET    /audit                             GET    /webhook
 //	POST   /webhook                           POST   /webhook/{webhook}/rotate, /webhook/{webhook}/test
 //	PATCH  /webhook/{webhook}                 DELETE /webhook/{webhook}
@@ -104,6 +105,8 @@ type Options struct {
 	// SignIn says that people sign in by an identity provider: a policy may name their mail addresses before they first do.
 	SignIn bool
 
+	Events *Events // nil: nobody is told what happens
+
 	Health func(ctx context.Context) error // nil: always well
 
 	// Cluster are the servers that share the database, without their Nodes; nil if there is one server.
@@ -117,7 +120,7 @@ type server struct {
 	Options
 }
 
-// handler answers one operation: with a value that is written as JSON, or with an error that becomes a Problem.
+// handler answers one operation: with a value that is written as JSON, with an http.Handler that goes on by itself, or with an error that becomes a Problem.
 type handler func(r *http.Request) (any, error)
 
 // route is one path and what its methods do. The first path that matches path and method is taken.
@@ -191,6 +194,7 @@ func (s *server) routes() []route {
 		s.adminRoutes(),
 		s.policyRoutes(),
 		s.auditRoutes(),
+		s.eventRoutes(),
 		s.webhookRoutes(),
 		s.settingsRoutes(),
 		s.dnsRoutes(),
@@ -268,6 +272,10 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, o op) {
 	}
 	if err != nil {
 		s.writeError(w, r, err)
+		return
+	}
+	if stream, ok := v.(http.Handler); ok {
+		stream.ServeHTTP(w, r)
 		return
 	}
 	if h, ok := v.(interface{ header(http.Header) }); ok {

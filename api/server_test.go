@@ -81,6 +81,7 @@ func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
 	t.Cleanup(w.st.Close)
 	w.auth = auth.New(auth.Options{State: w.st, Store: d, Now: clock, Verifier: oidc.NewVerifier(nil, clock)})
 	ao.State, ao.Auth = w.st, w.auth
+	ao.Events = w.events(w.st)
 	w.handler = NewServer(ao)
 	w.client = w.serve(w.handler)
 	return w
@@ -192,6 +193,12 @@ func TestBadInput(t *testing.T) {
 		{"PUT /api/v1/node", "", 405, "PUT is not possible here, only GET"},
 		{"GET /api/v1/node/2/expire", "", 405, "GET is not possible here, only POST"},
 		{"PATCH /api/v1/preauthkey", "", 405, "only GET, POST, DELETE"},
+
+		{"GET /api/v1/events?types=node,nodes", "", 400, `"nodes" is not a kind of events: use one of api_key, auth_key, dns`},
+		{"GET /api/v1/events?since=yesterday", "", 400, `"yesterday" is neither the id of an event, such as 4711.0, nor a time`},
+		{"GET /api/v1/events?once=maybe", "", 400, `once="maybe" is neither true nor false`},
+		{"GET /api/v1/events?node=nobody", "", 404, `there is no node "nobody"`},
+		{"POST /api/v1/events", "", 405, "only GET"},
 
 		{"GET /api/v1/user?id=x", "", 400, `id="x" is not an id`},
 		{"POST /api/v1/user", "", 400, "a namespace needs a name"},

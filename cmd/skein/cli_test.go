@@ -85,6 +85,14 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 	acc := auth.NewAccounts(auth.AccountsOptions{State: st, Store: d, ServerURL: "http://192.0.2.1:8080", Secret: []byte("test"), Now: clock, Log: slog.New(slog.DiscardHandler)})
 	o := api.Options{State: st, Auth: a, Accounts: acc, Now: clock, Log: slog.New(slog.DiscardHandler)}
 	o.Webhooks = webhook.New(webhook.Options{State: st, Store: d, Now: clock, Log: slog.New(slog.DiscardHandler)})
+	o.Events = api.NewEvents(api.EventsOptions{State: st, AuditLog: a.AuditLog, Now: clock, Log: slog.New(slog.DiscardHandler)})
+	run, stop := context.WithCancel(ctx)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		o.Events.Run(run)
+	}()
+	cleanup(func() { stop(); <-over })
 	srv := &http.Server{Handler: api.NewServer(o)}
 	o.Gate = api.NewGate(a, nil, clock)
 	public := httptest.NewServer(api.NewServer(o))

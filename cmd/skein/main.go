@@ -130,6 +130,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newAPIKeysCommand(c),
 		newOAuthClientsCommand(c),
 		newAuditCommand(c),
+		newEventsCommand(c),
 		newWebhooksCommand(c),
 		newPolicyCommand(c),
 		newSettingsCommand(c),

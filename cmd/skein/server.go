@@ -56,6 +56,7 @@ type server struct {
 
 	db        *db.DB
 	hooks     *webhook.Manager
+	events    *api.Events
 	auditFile *api.AuditFile // nil: none
 	cert      *derp.Certificate
 	stun      *derp.STUN // nil: off
@@ -412,6 +413,7 @@ func (s *server) openControl(ctx context.Context) error {
 	s.hooks = webhook.New(webhook.Options{
 		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), AllowLoopback: s.cfg.Webhooks.AllowLoopback, Log: s.log,
 	})
+	s.events = api.NewEvents(api.EventsOptions{State: s.state, AuditLog: s.auth.AuditLog, Log: s.log})
 	if err := s.openOIDC(ctx); err != nil {
 		return err
 	}
@@ -488,6 +490,7 @@ func (s *server) serve(context.Context) error {
 	}
 	s.goRun(func() { s.sources.Run(run) })
 	s.goRun(func() { s.auth.Run(run) })
+	s.goRun(func() { s.events.Run(run) })
 	s.goRun(func() { s.oidc.Run(run) })
 	s.goRun(func() { s.accounts.Run(run) })
 	s.goRun(func() { s.recheckRelay(run) })
@@ -524,7 +527,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
