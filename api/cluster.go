@@ -25,6 +25,9 @@ type ClusterServer struct {
 	Nodes    int        `json:"nodes"` // online there
 	Started  *time.Time `json:"startedAt"`
 	LastSeen *time.Time `json:"lastSeen"`
+
+	ClockAhead float64 `json:"clockAheadSeconds"` // how far its machine's clock is ahead of the database's; negative: behind
+	Relay      string  `json:"relay"`             // its relay, as the server that answers sees it: reached, unreached, or empty: none, or its own
 }
 
 func (s *server) clusterRoutes() []route {

@@ -75,6 +75,10 @@ type Options struct {
 
 	SSHCheckTTL time.Duration // how long an SSH session may wait for a person; 0: DefaultSSHCheckTTL
 
+	// Decided is told when somebody has decided about an SSH check here; other servers LookAgain then. It must be quick. nil: nobody
+	// is told.
+	Decided func(ctx context.Context)
+
 	Verifier TokenVerifier // nil: tokens of other issuers are not exchanged
 
 	Now func() time.Time // nil: time.Now
@@ -118,6 +122,9 @@ func New(o Options) *Auth {
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Decided == nil {
+		o.Decided = func(context.Context) {}
 	}
 	if o.SSHCheckTTL == 0 {
 		o.SSHCheckTTL = DefaultSSHCheckTTL

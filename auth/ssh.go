@@ -34,7 +34,7 @@ const (
 	DefaultSSHCheckTTL = time.Hour
 
 	sshHold       = 25 * time.Minute   // for one question: less than a node waits
-	sshPoll       = 2 * time.Second    // between looks at what another server may have stored
+	sshPoll       = 2 * time.Second    // between looks at what another server may have stored, should its word be lost
 	keepSSHChecks = 8 * 24 * time.Hour // longer than any checkPeriod
 	maxSSHChecks  = 50                 // waiting at once for sessions on one node
 	maxSSHUser    = 255                // bytes
@@ -192,7 +192,7 @@ func (a *Auth) waitSSH(ctx context.Context, q SSHQuestion) (*tailcfg.SSHAction, 
 	}
 }
 
-// nextDecision is closed when somebody decides, at this server, about any check.
+// nextDecision is closed when somebody decides about any check.
 func (a *Auth) nextDecision() <-chan struct{} {
 	a.wakeMu.Lock()
 	defer a.wakeMu.Unlock()
@@ -258,12 +258,18 @@ func (a *Auth) decideSSH(ctx context.Context, id, by string, approve bool) (*tai
 		return nil, tailnet.Errorf(tailnet.Conflict, "this session was %s already, by %s", what, c.DecidedBy)
 	}
 	a.log.Info("SSH session decided", "node", c.Dst, "src", c.Src, "ssh_user", c.SSHUser, "approved", approve, "user", c.DecidedBy)
+	a.LookAgain()
+	a.o.Decided(ctx)
 	a.noteSSH(ctx, c)
+	return c, nil
+}
+
+// LookAgain has the sessions that wait here look at what was decided, at this server or another one.
+func (a *Auth) LookAgain() {
 	a.wakeMu.Lock()
 	defer a.wakeMu.Unlock()
 	close(a.decided)
 	a.decided = make(chan struct{})
-	return c, nil
 }
 
 // noteSSH writes a decision into the audit log.

@@ -20,6 +20,13 @@
 //	                               │ cannot reach the database for StepAside
 //	                               └──────► aside: it ends its streams and refuses new ones, until it has caught up again
 //
+// # What time it is
+//
+// The database's clock says it, for leases, ends of keys, and everything else (Clock). So a machine whose clock is off is told of, and
+// does no harm.
+//
+// # Without the database
+//
 // A server that does not reach the database cannot know what the others do. It goes on with what it knows for StepAside,
 // because most outages are short and hit all servers alike, and then steps aside rather than serve what may have changed.
 package cluster
@@ -30,6 +37,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +47,8 @@ import (
 
 // Store is what servers share. db.DB on PostgreSQL is the one in use.
 type Store interface {
+	// Time is what the database's clock says.
+	Time(ctx context.Context) (time.Time, error)
 	// Beat says that the server is there.
 	Beat(ctx context.Context, s tailnet.Server) error
 	// Servers are all servers entered; those heard of within ttl are alive.
@@ -70,6 +80,7 @@ const (
 	DefaultStepAside = 30 * time.Second
 
 	listenCheck   = 5 * time.Second // between looks at whether the connection that listens is there
+	sayWait       = time.Second
 	listenAgain   = 500 * time.Millisecond
 	followTimeout = 30 * time.Second
 	forgetServers = 24 * time.Hour   // dead ones, from the list
@@ -80,6 +91,7 @@ const (
 // Options is what a Cluster is made of. Store and Name are required.
 type Options struct {
 	Store   Store
+	Clock   *Clock     // set by the database's with each beat; nil: a new one
 	Tailnet tailnet.ID // 0: tailnet.DefaultID
 	Name    string     // of this server, for people
 	Info    string     // what the other servers must know of this one
@@ -90,6 +102,9 @@ type Options struct {
 	// OnServers is told which servers there are, by name, this one among them, whenever they or their Info are others; those that
 	// were there lately are counted in, so that a restart is no change. One call at a time.
 	OnServers func(servers []tailnet.Server)
+
+	// OnWord is told what another server said (Cluster.Say); a word may be lost. It must not block.
+	OnWord func(word string)
 
 	OnAside func(aside bool) // told when this server steps aside and when it is back; one call at a time
 
@@ -108,6 +123,7 @@ type Cluster struct {
 	aside        atomic.Bool
 	reached      atomic.Int64 // when the database answered last, as leadUntil
 	steps        atomic.Int64 // times that we followed
+	skewed       bool         // the machine's clock was off at the last beat; belongs to who beats
 
 	mu      sync.Mutex
 	servers []tailnet.Server // guarded by mu: those alive, as seen last
@@ -132,8 +148,14 @@ func New(o Options) *Cluster {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	if o.Clock == nil {
+		o.Clock = NewClock(nil, nil)
+	}
 	if o.OnServers == nil {
 		o.OnServers = func([]tailnet.Server) {}
+	}
+	if o.OnWord == nil {
+		o.OnWord = func(string) {}
 	}
 	if o.OnAside == nil {
 		o.OnAside = func(bool) {}
@@ -160,6 +182,13 @@ func poke(ch chan struct{}) {
 // Leads reports whether this server does what only one may do.
 func (c *Cluster) Leads() bool {
 	return !c.aside.Load() && c.leadUntil.Load() > int64(time.Since(c.started))
+}
+
+// Alive is how many servers were there at the last look, this one included.
+func (c *Cluster) Alive() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.servers)
 }
 
 // Aside reports whether this server has stepped aside.
@@ -238,8 +267,13 @@ func (c *Cluster) Run(ctx context.Context, follow func(context.Context) error) {
 // listen wakes followAll for what other servers notify.
 func (c *Cluster) listen(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := c.o.Store.Listen(ctx, listenCheck, func(from string) {
-			if from != c.self.ID {
+		err := c.o.Store.Listen(ctx, listenCheck, func(text string) {
+			from, word, said := strings.Cut(text, " ")
+			switch {
+			case from == c.self.ID:
+			case said:
+				c.o.OnWord(word)
+			default:
 				poke(c.wake)
 			}
 		})
@@ -248,6 +282,16 @@ func (c *Cluster) listen(ctx context.Context) {
 		}
 		c.log.Debug("not listening to other servers; trying again", "err", err)
 		sleep(ctx, listenAgain)
+	}
+}
+
+// Say tells the other servers a word, which has no space in it, for their OnWord. It waits for the database for a moment at the
+// most; a word that is lost must not matter.
+func (c *Cluster) Say(ctx context.Context, word string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sayWait)
+	defer cancel()
+	if err := c.o.Store.Notify(ctx, c.self.ID+" "+word); err != nil {
+		c.log.Debug("other servers could not be told", "word", word, "err", err)
 	}
 }
 
@@ -333,7 +377,12 @@ func (c *Cluster) keepBeating(ctx context.Context, follow func(context.Context) 
 // beat says that we are there, sees who else is, and tries to lead.
 func (c *Cluster) beat(ctx context.Context) error {
 	start := time.Since(c.started)
-	if err := c.o.Store.Beat(ctx, c.self); err != nil {
+	if err := c.lookAtClock(ctx); err != nil {
+		return err
+	}
+	self := c.self
+	self.Skew = c.o.Clock.Skew()
+	if err := c.o.Store.Beat(ctx, self); err != nil {
 		return err
 	}
 	servers, err := c.o.Store.Servers(ctx, c.o.TTL)
@@ -356,6 +405,28 @@ func (c *Cluster) beat(ctx context.Context) error {
 	if leads {
 		return c.o.Store.ForgetServers(ctx, forgetServers)
 	}
+	return nil
+}
+
+// lookAtClock sets our clock by the database's, and says so if either of them is not as it should be.
+func (c *Cluster) lookAtClock(ctx context.Context) error {
+	step, err := c.o.Clock.Look(ctx, c.o.Store.Time)
+	if err != nil {
+		return err
+	}
+	if step.Abs() > MaxSkew {
+		c.log.Warn("the database's clock was set, or another database has taken over; all servers go by it", "step", step.Round(time.Millisecond))
+	}
+	skew := c.o.Clock.Skew()
+	off := skew.Abs() > MaxSkew
+	switch {
+	case off && !c.skewed:
+		c.log.Warn("this machine's clock is off from the database's, by which all servers go: nothing ends too early or too late here, but the "+
+			"times of the log and the validity of certificates are judged by it. Let NTP set both", "ahead", skew.Round(time.Millisecond))
+	case !off && c.skewed:
+		c.log.Info("this machine's clock is right again")
+	}
+	c.skewed = off
 	return nil
 }
 
@@ -430,7 +501,7 @@ func (c *Cluster) judge(ctx context.Context, gone map[string]time.Time) {
 		if time.Since(since) < c.o.Grace || time.Since(c.started) < c.o.StartGrace {
 			continue
 		}
-		n, err := c.o.Store.TakeOffline(ctx, c.o.Tailnet, id, time.Now())
+		n, err := c.o.Store.TakeOffline(ctx, c.o.Tailnet, id, c.o.Clock.Now())
 		if err != nil && !errors.Is(err, context.Canceled) {
 			c.log.Warn("nodes of a server that is gone could not be taken offline; it will be tried again", "err", err)
 			continue

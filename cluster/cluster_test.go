@@ -522,3 +522,57 @@ func BenchmarkServerJoins(b *testing.B) {
 	b.ReportMetric(load.Seconds()/float64(n), "load-s")
 	b.ReportMetric(first.Seconds()/float64(n), "first-map-s")
 }
+
+// What one server says, the others hear, and it does not.
+func TestSay(t *testing.T) {
+	url := pgtest.Database(t)
+	var mu sync.Mutex
+	heard := map[string][]string{}
+	hear := func(who string) cluster.Options {
+		o := quick
+		o.OnWord = func(word string) {
+			mu.Lock()
+			defer mu.Unlock()
+			heard[who] = append(heard[who], word)
+		}
+		return o
+	}
+	a, _ := start(t, url, "a", hear("a")), start(t, url, "b", hear("b"))
+	eventually(t, "b hears", func() bool { // once it listens
+		a.c.Say(ctx, "ssh")
+		mu.Lock()
+		defer mu.Unlock()
+		return len(heard["b"]) > 0
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if len(heard["a"]) > 0 || heard["b"][0] != "ssh" {
+		t.Errorf("heard: %v", heard)
+	}
+}
+
+// Servers go by the database's clock, whatever their machines' say, and tell each other how far off those are.
+func TestSkewedClocks(t *testing.T) {
+	url := pgtest.Database(t)
+	off := func(d time.Duration) cluster.Options {
+		o := quick
+		o.Clock = cluster.NewClock(func() time.Time { return time.Now().Add(d) }, nil)
+		return o
+	}
+	ahead, behind := off(2*time.Hour), off(-3*time.Minute)
+	start(t, url, "ahead", ahead)
+	m := start(t, url, "behind", behind)
+	for _, o := range []cluster.Options{ahead, behind} { // the database is on this machine
+		if d := time.Until(o.Clock.Now()).Abs(); d > time.Minute {
+			t.Errorf("a clock is %v off", d)
+		}
+	}
+	eventually(t, "the skews are known", func() bool {
+		st, err := m.c.Status(ctx)
+		if err != nil || len(st.Servers) != 2 {
+			return false
+		}
+		a, b := st.Servers[0].Skew-2*time.Hour, st.Servers[1].Skew+3*time.Minute
+		return a.Abs() < time.Minute && b.Abs() < time.Minute
+	})
+}

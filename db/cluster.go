@@ -25,21 +25,35 @@ func (d *DB) clock() string {
 	return "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
 }
 
+// Time is what the database's clock says.
+func (d *DB) Time(ctx context.Context) (time.Time, error) {
+	var micro int64
+	q := "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+	if d.pg == nil {
+		q = "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) * 1000"
+	}
+	if err := d.read.WithContext(ctx).Raw(q).Row().Scan(&micro); err != nil {
+		return time.Time{}, d.explain(err)
+	}
+	return time.UnixMicro(micro).UTC(), nil
+}
+
 // Beat says that the server is there; it is entered if it is not known yet.
 func (d *DB) Beat(ctx context.Context, s tailnet.Server) error {
 	return d.transact(ctx, soft, func(tx *gorm.DB) error {
-		return tx.Exec("INSERT INTO servers (id, name, info, started, beat) VALUES (?, ?, ?, "+d.clock()+", "+d.clock()+") "+
-			"ON CONFLICT (id) DO UPDATE SET name = excluded.name, info = excluded.info, beat = excluded.beat", s.ID, s.Name, s.Info).Error
+		return tx.Exec("INSERT INTO servers (id, name, info, clock_skew, started, beat) VALUES (?, ?, ?, ?, "+d.clock()+", "+d.clock()+") "+
+			"ON CONFLICT (id) DO UPDATE SET name = excluded.name, info = excluded.info, clock_skew = excluded.clock_skew, beat = excluded.beat",
+			s.ID, s.Name, s.Info, s.Skew.Milliseconds()).Error
 	})
 }
 
 // Servers are all servers that are entered, sorted by name and id; those that were heard of within ttl are alive.
 func (d *DB) Servers(ctx context.Context, ttl time.Duration) ([]tailnet.Server, error) {
 	var rows []struct {
-		ID, Name, Info     string
-		Started, Beat, Now int64
+		ID, Name, Info                string
+		Started, Beat, Now, ClockSkew int64
 	}
-	err := d.read.WithContext(ctx).Raw("SELECT id, name, info, started, beat, " + d.clock() + " AS now FROM servers ORDER BY name, id").Scan(&rows).Error
+	err := d.read.WithContext(ctx).Raw("SELECT id, name, info, clock_skew, started, beat, " + d.clock() + " AS now FROM servers ORDER BY name, id").Scan(&rows).Error
 	if err != nil {
 		return nil, d.explain(err)
 	}
@@ -47,7 +61,7 @@ func (d *DB) Servers(ctx context.Context, ttl time.Duration) ([]tailnet.Server, 
 	for i, r := range rows {
 		out[i] = tailnet.Server{
 			ID: r.ID, Name: r.Name, Info: r.Info, Started: time.UnixMilli(r.Started).UTC(), Beat: time.UnixMilli(r.Beat).UTC(),
-			Alive: r.Now-r.Beat < ttl.Milliseconds(),
+			Alive: r.Now-r.Beat < ttl.Milliseconds(), Skew: time.Duration(r.ClockSkew) * time.Millisecond,
 		}
 	}
 	return out, nil

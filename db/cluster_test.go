@@ -10,17 +10,20 @@ import (
 
 func TestServers(t *testing.T) {
 	d := openTest(t)
-	for _, s := range []tailnet.Server{{ID: "b", Name: "two", Info: "{}"}, {ID: "a", Name: "one"}, {ID: "b", Name: "zwei", Info: "new"}} {
+	for _, s := range []tailnet.Server{{ID: "b", Name: "two", Info: "{}"}, {ID: "a", Name: "one"}, {ID: "b", Name: "zwei", Info: "new", Skew: -1500 * time.Millisecond}} {
 		if err := d.Beat(ctx, s); err != nil {
 			t.Fatal(err)
 		}
 	}
 	got, err := d.Servers(ctx, time.Hour)
-	if err != nil || len(got) != 2 || got[0].ID != "a" || got[1].Name != "zwei" || got[1].Info != "new" || !got[0].Alive {
+	if err != nil || len(got) != 2 || got[0].ID != "a" || got[1].Name != "zwei" || got[1].Info != "new" || got[1].Skew != -1500*time.Millisecond || !got[0].Alive {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if since := time.Since(got[0].Beat); since < -time.Minute || since > time.Hour {
 		t.Errorf("heard of at %v", got[0].Beat)
+	}
+	if at, err := d.Time(ctx); err != nil || time.Since(at).Abs() > time.Hour {
+		t.Errorf("the database's clock says %v, %v", at, err)
 	}
 	mustExec(t, d, "UPDATE servers SET beat = beat - 20000 WHERE id = 'a'")
 	if got, _ := d.Servers(ctx, 10*time.Second); got[0].Alive || !got[1].Alive {

@@ -402,14 +402,14 @@ func (d *DB) transact(ctx context.Context, how durability, f func(tx *gorm.DB) e
 		d.how = how
 	}
 
-	start := d.now()
+	start := time.Now()
 	err := w.Transaction(f)
 	if err != nil {
 		// After a COMMIT that fails, SQLite keeps the transaction open while database/sql takes it for closed.
 		// Mostly there is none left, and the error that says so is of no interest.
 		w.Exec("ROLLBACK")
 	}
-	if took := d.now().Sub(start); took > slowWrite {
+	if took := time.Since(start); took > slowWrite {
 		d.log.Warn("slow write to the database", "took", took)
 	}
 	err = d.explain(err)

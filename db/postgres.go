@@ -176,7 +176,7 @@ func (d *DB) transactPostgres(ctx context.Context, how durability, f func(tx *go
 func (d *DB) oncePostgres(ctx context.Context, deadline time.Time, how durability, f func(tx *gorm.DB) error) (err error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	start := d.now()
+	start := time.Now()
 	tx := d.write.WithContext(ctx).Begin()
 	if tx.Error != nil {
 		return tx.Error
@@ -202,7 +202,7 @@ func (d *DB) oncePostgres(ctx context.Context, deadline time.Time, how durabilit
 		}
 		return err
 	}
-	if took := d.now().Sub(start); took > slowWrite {
+	if took := time.Since(start); took > slowWrite {
 		d.log.Warn("slow write to the database", "took", took)
 	}
 	return nil

@@ -385,6 +385,8 @@ type Server struct {
 	Started time.Time
 	Beat    time.Time // when it was last heard of, by the database's clock
 	Alive   bool      // it was heard of lately enough
+
+	Skew time.Duration // how far its machine's clock is ahead of the database's; negative: behind
 }
 
 // FormatPrefixes writes prefixes the way people read them, separated by ", ".

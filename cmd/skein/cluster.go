@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"tailscale.com/tailcfg"
@@ -55,8 +56,11 @@ func (s *server) openCluster(ctx context.Context) error {
 	s.serverName, s.meet = name, make(chan struct{}, 1)
 	s.cluster = cluster.New(cluster.Options{
 		Store: s.db, Name: name, Info: string(text), StepAside: s.cfg.Cluster.StepAsideAfter.Std(), StartGrace: s.cfg.Routes.RestartGrace.Std(),
-		OnServers: s.knowServers, OnAside: s.stepAside, Log: s.log,
+		Clock: s.clock, OnServers: s.knowServers, OnWord: s.hear, OnAside: s.stepAside, Log: s.log,
 	})
+	if err := s.clock.Start(ctx, s.db.Time); err != nil {
+		return err
+	}
 	return s.cluster.Join(ctx)
 }
 
@@ -206,6 +210,23 @@ func (s *server) dialPlan() *tailcfg.ControlDialPlan {
 	return plan
 }
 
+// wordDecided is what servers say when somebody has decided about an SSH session.
+const wordDecided = "ssh"
+
+// hear takes what another server says.
+func (s *server) hear(word string) {
+	if word == wordDecided {
+		s.auth.LookAgain()
+	}
+}
+
+// decided tells the other servers that somebody has decided about an SSH session.
+func (s *server) decided(ctx context.Context) {
+	if s.cluster != nil {
+		s.cluster.Say(ctx, wordDecided)
+	}
+}
+
 // stepAside sends clients away, and takes them again.
 func (s *server) stepAside(aside bool) {
 	if s.control == nil {
@@ -282,18 +303,45 @@ func (s *server) clusterStatus() func(context.Context) ([]api.ClusterServer, err
 			_ = json.Unmarshal([]byte(o.Info), &info) // of another version, perhaps
 			out = append(out, api.ClusterServer{
 				ID: o.ID, Name: o.Name, Version: info.Version, Alive: o.Alive, Leads: o.ID == st.Leader, Self: o.ID == st.Self,
-				Started: &o.Started, LastSeen: &o.Beat,
+				Started: &o.Started, LastSeen: &o.Beat, ClockAhead: o.Skew.Seconds(), Relay: s.relayState(o, info.Mesh),
 			})
 		}
 		return out, nil
 	}
 }
 
+// relayState is how our relay gets on with that of another server.
+func (s *server) relayState(o tailnet.Server, n *tailcfg.DERPNode) string {
+	if s.relay == nil || n == nil || !o.Alive || o.Name == s.serverName {
+		return ""
+	}
+	if s.relay.Reaches(n.Name) {
+		return "reached"
+	}
+	return "unreached"
+}
+
+// clockText is how far a clock is ahead, for people; empty if it is right.
+func clockText(ahead float64) string {
+	d := time.Duration(ahead * float64(time.Second))
+	switch {
+	case d.Abs() <= cluster.MaxSkew:
+		return "right"
+	case d > 0:
+		return d.Round(time.Second).String() + " ahead"
+	}
+	return (-d).Round(time.Second).String() + " behind"
+}
+
 func newClusterCommand(c *cli) *cobra.Command {
 	status := &cobra.Command{
 		Use: "status", Aliases: []string{"show", "list", "ls"}, Short: "Show the servers that share the database",
 		Long: `Show the servers that share the PostgreSQL database: which are there, which one leads (does what only
-one may do), and how many nodes are online at each. A server that is gone is listed for a day.`,
+one may do), and how many nodes are online at each. A server that is gone is listed for a day.
+
+Clock: whether the machine's clock agrees with the database's, by which all servers go.
+Relay: whether the relay of the server that answers reaches the others'. Where it does not, clients at one that find no direct
+path do not reach those at the other.`,
 		Example: "  skein cluster status",
 		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -305,7 +353,7 @@ one may do), and how many nodes are online at each. A server that is gone is lis
 			if err != nil {
 				return err
 			}
-			t := &table{head: []string{"Server", "State", "Role", "Nodes", "Version", "Started", "Last seen"}}
+			t := &table{head: []string{"Server", "State", "Role", "Nodes", "Clock", "Relay", "Version", "Started", "Last seen"}}
 			for _, s := range st.Servers {
 				state, role := "gone", ""
 				if s.Alive {
@@ -319,7 +367,7 @@ one may do), and how many nodes are online at each. A server that is gone is lis
 					roles = append(roles, "this one")
 				}
 				role = strings.Join(roles, ", ")
-				t.add(s.Name, state, role, strconv.Itoa(s.Nodes), s.Version, clock(s.Started, ""), clock(s.LastSeen, ""))
+				t.add(s.Name, state, role, strconv.Itoa(s.Nodes), clockText(s.ClockAhead), s.Relay, s.Version, clock(s.Started, ""), clock(s.LastSeen, ""))
 			}
 			return c.print(st, t)
 		},

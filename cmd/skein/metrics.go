@@ -58,6 +58,7 @@ func (s *server) metrics() []metric {
 		}
 		return n
 	}))
+	out = append(out, s.clusterMetrics()...)
 	if s.stun != nil {
 		out = append(out,
 			counterFunc("stun_answered_total", "STUN requests answered.", s.stun.Answered),
@@ -67,6 +68,36 @@ func (s *server) metrics() []metric {
 		out = append(out, relayMetrics(s.relay.Stats)...)
 	}
 	return out
+}
+
+// clusterMetrics are those of a server among several. One that is alone is among one.
+func (s *server) clusterMetrics() []metric {
+	truth := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	return []metric{
+		gauge("servers", "Servers that are alive on the database, this one included.", func() float64 {
+			if s.cluster == nil {
+				return 1
+			}
+			return float64(s.cluster.Alive())
+		}),
+		gauge("server_leads", "1 on the server that does what only one may do.", func() float64 { return truth(s.leads()) }),
+		gauge("server_aside", "1 while this server has stepped aside, because it does not reach the database.", func() float64 {
+			return truth(s.cluster != nil && s.cluster.Aside())
+		}),
+		gauge("clock_ahead_seconds", "How far this machine's clock is ahead of the database's; negative: behind.", func() float64 { return s.clock.Skew().Seconds() }),
+		gauge("relay_links_unreached", "Relays of other servers that do not answer this one.", func() float64 {
+			if s.relay == nil {
+				return 0
+			}
+			_, n := s.relay.Links()
+			return float64(n)
+		}),
+	}
 }
 
 // clientMetrics are those of package control.

@@ -24,7 +24,7 @@ const oidcStartTime = 30 * time.Second
 
 // openOIDC makes the identity providers known. It asks them only if the server must not start without them.
 func (s *server) openOIDC(ctx context.Context) error {
-	o := oidc.Options{State: s.state, Pending: s.auth, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), Log: s.log, Grants: s.db}
+	o := oidc.Options{State: s.state, Pending: s.auth, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), Now: s.clock.Now, Log: s.log, Grants: s.db}
 	o.Gone = func(ctx context.Context, u *tailnet.User) error { return s.accounts.EndSessions(ctx, u, "") }
 	if s.cluster != nil {
 		o.Leads = s.cluster.Leads

@@ -54,6 +54,7 @@ type server struct {
 	log     *slog.Logger
 	url     *url.URL // as clients reach us
 
+	clock     *cluster.Clock // by which everything is decided
 	db        *db.DB
 	hooks     *webhook.Manager
 	events    *api.Events
@@ -92,7 +93,7 @@ type server struct {
 
 // openServer opens everything and starts serving. An error leaves nothing open.
 func openServer(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *server, err error) {
-	s := &server{cfg: cfg, current: cfg, log: log}
+	s := &server{cfg: cfg, current: cfg, log: log, clock: cluster.NewClock(nil, nil)}
 	defer func() {
 		if err != nil {
 			_ = s.Close()
@@ -130,7 +131,7 @@ func (s *server) openFiles(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.cfg.DataDir, 0o700); err != nil {
 		return fmt.Errorf("the data folder cannot be made (data_dir): %w", err)
 	}
-	o := db.Options{Path: s.cfg.Database.SQLite.Path, Log: s.log}
+	o := db.Options{Path: s.cfg.Database.SQLite.Path, Now: s.clock.Now, Log: s.log}
 	if d := s.cfg.Database; d.IsPostgres() {
 		if o.URL, err = d.Postgres.DSN(); err != nil {
 			return err
@@ -342,7 +343,7 @@ func (s *server) openState(ctx context.Context) (err error) {
 	o := state.Options{
 		PolicyFromFile: s.cfg.Policy.FromFile(), PolicyFile: file,
 		PolicyOptions: policy.Options{CheckURL: strings.TrimRight(s.cfg.ServerURL, "/")},
-		Store:         s.db, DNS: settings, Records: records, DERP: relays,
+		Store:         s.db, Now: s.clock.Now, DNS: settings, Records: records, DERP: relays,
 		Addressing: state.Addressing{
 			Prefix4: s.cfg.Prefixes.V4, Prefix6: s.cfg.Prefixes.V6, Random: s.cfg.Prefixes.Allocation == "random",
 		},
@@ -406,12 +407,13 @@ func (s *server) openControl(ctx context.Context) error {
 	}
 	s.noise = noise
 	s.auth = auth.New(auth.Options{
-		Verifier: oidc.NewVerifier(nil, nil),
-		State:    s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
+		Decided:  s.decided,
+		Verifier: oidc.NewVerifier(nil, s.clock.Now),
+		State:    s.state, Store: s.db, Now: s.clock.Now, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,
 	})
 	s.hooks = webhook.New(webhook.Options{
-		State: s.state, Store: s.db, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), AllowLoopback: s.cfg.Webhooks.AllowLoopback, Log: s.log,
+		State: s.state, Store: s.db, Now: s.clock.Now, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"), AllowLoopback: s.cfg.Webhooks.AllowLoopback, Log: s.log,
 	})
 	s.events = api.NewEvents(api.EventsOptions{State: s.state, AuditLog: s.auth.AuditLog, Log: s.log})
 	if err := s.openOIDC(ctx); err != nil {
@@ -421,7 +423,7 @@ func (s *server) openControl(ctx context.Context) error {
 		State: s.state, Auth: s.auth, NoiseKey: noise, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		Encoder: netmap.New(netmap.Options{
 			Taildrop: s.cfg.Taildrop.Enabled, LogCollection: s.cfg.Logtail.Enabled, RandomizeClientPort: s.cfg.RandomizeClientPort,
-		}, nil),
+		}, s.clock.Now),
 		OfflineAfter: s.cfg.Routes.FailoverAfter.Std(),
 		Probe:        control.ProbeOptions{Fail: s.cfg.Routes.FailoverAfter.Std()},
 		Limits:       control.Limits{RegistrationsPerMinute: orUnlimited(s.cfg.Limits.RegistrationsPerMinute), Connections: math.MaxInt}, // derp.Listener counts those
@@ -469,7 +471,7 @@ func readNoiseKey(path string) (k key.MachinePrivate, err error) {
 // serve starts the servers and what runs beside them.
 func (s *server) serve(context.Context) error {
 	o := s.apiOptions()
-	o.Gate = api.NewGate(s.auth, s.cfg.TrustedProxies, nil)
+	o.Gate = api.NewGate(s.auth, s.cfg.TrustedProxies, s.clock.Now)
 	s.apiHandler = api.NewHandler(o)
 	s.public = &http.Server{
 		Handler: s.publicHandler(), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
@@ -498,7 +500,7 @@ func (s *server) serve(context.Context) error {
 		s.goRun(func() { s.followRecords(run, path) })
 	}
 	s.goRun(func() { s.purge(run) })
-	s.goRun(func() { s.hooks.Run(run, func() bool { return s.cluster == nil || s.cluster.Leads() }) })
+	s.goRun(func() { s.hooks.Run(run, s.leads) })
 	if s.cfg.Backup.Dir != "" {
 		s.goRun(func() { s.backups(run) })
 	}
@@ -527,7 +529,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Now: s.clock.Now, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
@@ -588,10 +590,13 @@ func (s *server) writeAudit(ctx context.Context) {
 	}
 }
 
+// leads reports whether this server does what only one of several may do.
+func (s *server) leads() bool { return s.cluster == nil || s.cluster.Leads() }
+
 // purge forgets, once a day, what nobody will ask for again.
 func (s *server) purge(ctx context.Context) {
 	for {
-		if s.cluster != nil && !s.cluster.Leads() {
+		if !s.leads() {
 			select {
 			case <-time.After(time.Hour):
 				continue
@@ -599,7 +604,7 @@ func (s *server) purge(ctx context.Context) {
 				return
 			}
 		}
-		now := time.Now()
+		now := s.clock.Now()
 		_, err1 := s.db.PurgeDeletedNodes(ctx, now.Add(-db.TombstoneAge))
 		_, err2 := s.db.PurgeRevisions(ctx, now.Add(-db.TombstoneAge))
 		if keep := s.cfg.Audit.Retention.Std(); keep > 0 {
@@ -626,7 +631,7 @@ func (s *server) publicHandler() http.Handler {
 			r.Handle(p, s.relay.Handler())
 		}
 	}
-	api.NewTokens(s.auth, s.cfg.TrustedProxies, nil, s.log).Mount(r)
+	api.NewTokens(s.auth, s.cfg.TrustedProxies, s.clock.Now, s.log).Mount(r)
 	r.PathPrefix(api.Prefix + "/").Handler(s.apiHandler)
 	r.PathPrefix(api.PrefixV2 + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
