@@ -51,18 +51,18 @@ func BuildVersion(number string) Version {
 	return v
 }
 
-func (s *server) healthRoutes() []route {
-	return []route{
-		{"/health", ops{http.MethodGet: {auth.ScopeNone, s.health}}},
-		{"/version", ops{http.MethodGet: {auth.ScopeNone, s.version}}},
+func (s *server) healthOperations() []operation {
+	return []operation{
+		get("/health", auth.ScopeNone, "whether the server is well", s.health),
+		get("/version", auth.ScopeNone, "which version it is", s.version),
 	}
 }
 
-func (s *server) health(r *http.Request) (any, error) {
+func (s *server) health(r *http.Request, _ *Empty) (*Health, error) {
 	if err := s.Health(r.Context()); err != nil {
 		return nil, &tailnet.Error{Code: tailnet.Unavailable, Message: "the database does not answer", Cause: err}
 	}
-	return Health{DatabaseConnectivity: true}, nil
+	return &Health{DatabaseConnectivity: true}, nil
 }
 
 // Health is what a server that is well says of itself; one that is not gives an error.
@@ -72,7 +72,10 @@ func (c *Client) Health(ctx context.Context) (Health, error) {
 	return h, err
 }
 
-func (s *server) version(*http.Request) (any, error) { return BuildVersion(s.Options.Version), nil }
+func (s *server) version(*http.Request, *Empty) (*Version, error) {
+	v := BuildVersion(s.Options.Version)
+	return &v, nil
+}
 
 // ServerVersion is the version of the server, which may differ from the caller's.
 func (c *Client) ServerVersion(ctx context.Context) (Version, error) {
