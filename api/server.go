@@ -75,7 +75,7 @@ type Options struct {
 
 	Events *Events // nil: nobody is told what happens
 
-	Health func(ctx context.Context) error // nil: always well
+	Health func(ctx context.Context) []HealthCheck // whether the server is well; nil: always
 
 	// Cluster are the servers that share the database, without their Nodes; nil if there is one server.
 	Cluster func(ctx context.Context) ([]ClusterServer, error)
@@ -108,7 +108,7 @@ type op struct {
 
 func newServer(o Options) *server {
 	if o.Health == nil {
-		o.Health = func(context.Context) error { return nil }
+		o.Health = func(context.Context) []HealthCheck { return nil }
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -58,6 +58,7 @@ type server struct {
 	db        *db.DB
 	hooks     *webhook.Manager
 	events    *api.Events
+	health    *health
 	auditFile *api.AuditFile // nil: none
 	cert      *derp.Certificate
 	stun      *derp.STUN // nil: off
@@ -470,6 +471,7 @@ func readNoiseKey(path string) (k key.MachinePrivate, err error) {
 
 // serve starts the servers and what runs beside them.
 func (s *server) serve(context.Context) error {
+	s.health = s.newHealth()
 	o := s.apiOptions()
 	o.Gate = api.NewGate(s.auth, s.cfg.TrustedProxies, s.clock.Now)
 	s.apiHandler = api.NewHandler(o)
@@ -529,7 +531,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Now: s.clock.Now, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Now: s.clock.Now, Version: version(), Health: s.health.check, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
@@ -635,15 +637,7 @@ func (s *server) publicHandler() http.Handler {
 	r.PathPrefix(api.Prefix + "/").Handler(s.apiHandler)
 	r.PathPrefix(api.PrefixV2 + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
-	r.HandleFunc("/health", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.health(r.Context()); err != nil {
-			s.log.Error("health check failed", "err", err)
-			http.Error(w, `{"status":"fail"}`, http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/health+json")
-		fmt.Fprintln(w, `{"status":"pass"}`)
-	}).Methods(http.MethodGet, http.MethodHead)
+	r.HandleFunc("/health", s.serveHealth).Methods(http.MethodGet, http.MethodHead)
 	r.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprintf(w, "{\"version\":%q}\n", version())

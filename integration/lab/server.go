@@ -34,8 +34,9 @@ type ServerOptions struct {
 	Args []string
 }
 
-// serverFaults are lines that no test may produce, whatever it does.
-var serverFaults = regexp.MustCompile(`(?m)^(panic: |fatal error: |WARNING: DATA RACE|http: panic serving).*$`)
+// serverFaults are lines that no test may produce, whatever it does: crashes, and secrets.
+var serverFaults = regexp.MustCompile(`(?m)^(panic: |fatal error: |WARNING: DATA RACE|http: panic serving).*$` +
+	`|(tskey-[a-z]+-\w+-\w{16,}|hskey-[a-z]+-[\w-]{12}-[\w-]{16,}|privkey:[0-9a-f]{16,})`)
 
 // StartServer builds skein if need be, starts "skein serve" on the host and waits until it is
 // healthy.
@@ -53,7 +54,8 @@ func (h *Host) StartServer(o ServerOptions) *Server {
 		}
 		args = append(args, "--config", path)
 	}
-	s.Process = h.newProcess("skein", o.Env, s.bin, append(args, o.Args...)...)
+	env := append([]string{"SKEIN_LOG_FORMAT=text"}, o.Env...) // for whoever reads a failed test
+	s.Process = h.newProcess("skein", env, s.bin, append(args, o.Args...)...)
 	s.faults = serverFaults
 	s.StartAgain()
 	return s
