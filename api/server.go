@@ -77,6 +77,9 @@ type Options struct {
 
 	Health func(ctx context.Context) []HealthCheck // whether the server is well; nil: always
 
+	About  func() About // what the server says of itself; nil: nothing
+	Netmap NetmapFunc   // nil: there are no maps
+
 	// Cluster are the servers that share the database, without their Nodes; nil if there is one server.
 	Cluster func(ctx context.Context) ([]ClusterServer, error)
 
@@ -109,6 +112,9 @@ type op struct {
 func newServer(o Options) *server {
 	if o.Health == nil {
 		o.Health = func(context.Context) []HealthCheck { return nil }
+	}
+	if o.About == nil {
+		o.About = func() About { return About{} }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -170,6 +176,8 @@ func (s *server) operations() []operation {
 		s.derpOperations(),
 		s.clusterOperations(),
 		s.healthOperations(),
+		s.statusOperations(),
+		s.netmapOperations(),
 	)
 }
 
