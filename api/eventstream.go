@@ -95,13 +95,7 @@ func (e *Events) join(ctx context.Context) error {
 	}
 	select {
 	case <-live:
-		select {
-		case <-e.over:
-		default:
-			return nil
-		}
-		e.leave()
-		return state.ErrClosed
+		return nil
 	case <-ctx.Done():
 		e.leave()
 		return ctx.Err()

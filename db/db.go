@@ -244,6 +244,7 @@ func openPool(conns int, dsn string) (*gorm.DB, func() error, error) {
 	g, err := gorm.Open(&sqlite.Dialector{Conn: pool}, &gorm.Config{
 		Logger:                 logger.Discard, // errors are returned, and statements would show keys
 		SkipDefaultTransaction: true,
+		QueryFields:            true, // as on PostgreSQL
 		DisableAutomaticPing:   true,
 	})
 	if err != nil {

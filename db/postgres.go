@@ -28,6 +28,9 @@ import (
 const (
 	defaultConns   = 10               // connections at the most
 	connectTimeout = 5 * time.Second  // for one connection
+	nextTimeout    = 2 * time.Second  // the same where the address names several hosts, before the next one is tried
+	unheard        = 5 * time.Second  // a host that does not even confirm to have received something for so long is gone
+	hung           = 3 * time.Second  // who waited for so long in vain warns of the other connections of that time
 	writePatience  = 10 * time.Second // how long a write waits for a database that is away, before it fails
 	readPatience   = 5 * time.Second  // the same for reading a tailnet
 	readAgain      = 50 * time.Millisecond
@@ -43,6 +46,7 @@ type postgres struct {
 	pool    *sql.DB
 	config  *pgx.ConnConfig // of a connection outside the pool
 	silence atomic.Int64    // nanoseconds
+	hung    atomic.Int64    // when a connection last gave no answer, in nanoseconds since 1970: older ones are not to be trusted
 }
 
 // openPostgres opens the database at url and brings its schema up to date; several servers may do so at once.
@@ -65,6 +69,9 @@ func (d *DB) connectPostgres(o Options) error {
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = connectTimeout
+		if severalHosts(cfg) {
+			cfg.ConnectTimeout = nextTimeout
+		}
 	}
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "skein"
@@ -78,7 +85,8 @@ func (d *DB) connectPostgres(o Options) error {
 		if err != nil {
 			return nil, err
 		}
-		return &impatient{Conn: c, silence: &d.pg.silence}, nil
+		notice(c, unheard)
+		return &impatient{Conn: c, pg: d.pg}, nil
 	}
 	conns := o.MaxConns
 	if conns == 0 {
@@ -87,8 +95,16 @@ func (d *DB) connectPostgres(o Options) error {
 	// A server that is cut off in the middle of a transaction holds its locks, of the tailnet's row among them, until PostgreSQL
 	// gives it up; TCP would take hours. Not a start-up parameter, because poolers refuse those that they do not know.
 	d.pg.pool = stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
+		c.PgConn().CustomData()[bornKey] = time.Now()
 		_, err := c.Exec(ctx, fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", idleInTx.Milliseconds()))
 		return err
+	}), stdlib.OptionShouldPing(func(_ context.Context, p stdlib.ShouldPingParams) bool {
+		return p.IdleDuration > time.Second && !d.pg.suspect(p.Conn)
+	}), stdlib.OptionResetSession(func(_ context.Context, c *pgx.Conn) error {
+		if d.pg.suspect(c) {
+			return driver.ErrBadConn
+		}
+		return nil
 	}))
 	d.pg.pool.SetMaxOpenConns(conns)
 	d.pg.pool.SetMaxIdleConns(conns)
@@ -96,6 +112,7 @@ func (d *DB) connectPostgres(o Options) error {
 	d.write, err = gorm.Open(gormpg.New(gormpg.Config{Conn: d.pg.pool}), &gorm.Config{
 		Logger:                 logger.Discard, // errors are returned, and statements would show keys
 		SkipDefaultTransaction: true,
+		QueryFields:            true, // no "SELECT *", which PostgreSQL refuses once a newer server has added a column
 		DisableAutomaticPing:   true,
 	})
 	if err != nil {
@@ -103,6 +120,26 @@ func (d *DB) connectPostgres(o Options) error {
 	}
 	d.read = d.write
 	return nil
+}
+
+// severalHosts reports whether the address names more than one host.
+func severalHosts(cfg *pgx.ConnConfig) bool {
+	for _, f := range cfg.Fallbacks {
+		if f.Host != cfg.Host || f.Port != cfg.Port {
+			return true
+		}
+	}
+	return false
+}
+
+// bornKey is under what a connection knows when it was made.
+const bornKey = "skein born"
+
+// suspect reports whether c was made before another connection was left without an answer. If the database's host is gone, all of
+// the pool are dead, and each would have to be waited for.
+func (p *postgres) suspect(c *pgx.Conn) bool {
+	born, ok := c.PgConn().CustomData()[bornKey].(time.Time)
+	return ok && born.UnixNano() < p.hung.Load()
 }
 
 // migratePostgres is inspect and migrate in one: each migration is a transaction which holds a lock and looks first at what is
@@ -309,7 +346,7 @@ func (d *DB) explainPostgres(err error) error {
 // that is paused, or behind a cable that was cut, answers neither yes nor no.
 type impatient struct {
 	net.Conn
-	silence *atomic.Int64
+	pg *postgres
 
 	mu  sync.Mutex
 	own bool // somebody has set a deadline; guarded by mu
@@ -318,10 +355,16 @@ type impatient struct {
 func (c *impatient) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	if !c.own {
-		_ = c.Conn.SetReadDeadline(time.Now().Add(time.Duration(c.silence.Load())))
+		_ = c.Conn.SetReadDeadline(time.Now().Add(time.Duration(c.pg.silence.Load())))
 	}
 	c.mu.Unlock()
-	return c.Conn.Read(b)
+	begin := time.Now()
+	n, err := c.Conn.Read(b)
+	var ne net.Error
+	if err != nil && errors.As(err, &ne) && ne.Timeout() && time.Since(begin) > hung {
+		c.pg.hung.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 func (c *impatient) SetDeadline(t time.Time) error {

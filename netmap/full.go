@@ -55,13 +55,12 @@ func audienceOf(sn *state.Snapshot, v *state.Node) audience {
 	return a
 }
 
-// eyes are those of an audience in one snapshot. They are not safe for concurrent use.
+// eyes are those of an audience in one snapshot. They remember what they have found out about classes, because they look at all
+// nodes. They are not safe for concurrent use.
 type eyes struct {
 	audience
-	p *policy.Compiled
-
-	remember bool    // what was found out about classes, because many nodes are looked at
-	classes  []sight // by class
+	p       *policy.Compiled
+	classes []sight // by class
 }
 
 // sight is what an audience sees of a class.
@@ -79,10 +78,10 @@ func (y *eyes) sees(n *state.Node) bool {
 	if n == nil || y.blind || n.Class < 0 {
 		return false
 	}
-	s := unknown
-	if int(n.Class) < len(y.classes) {
-		s = y.classes[n.Class]
+	for int(n.Class) >= len(y.classes) {
+		y.classes = append(y.classes, unknown)
 	}
+	s := y.classes[n.Class]
 	if s == unknown {
 		switch {
 		case y.p.Sees(y.class, n.Class):
@@ -92,12 +91,7 @@ func (y *eyes) sees(n *state.Node) bool {
 		default:
 			s = nobody
 		}
-		if y.remember {
-			if more := int(n.Class) + 1 - len(y.classes); more > 0 {
-				y.classes = append(y.classes, make([]sight, more)...)
-			}
-			y.classes[n.Class] = s
-		}
+		y.classes[n.Class] = s
 	}
 	return (s == everyone || s == ownOnes && n.User == y.user) && n.Published()
 }
@@ -258,7 +252,7 @@ func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
 
 // visible are the nodes that the audience sees.
 func visible(sn *state.Snapshot, a audience) (out []*state.Node) {
-	y := eyes{audience: a, p: sn.Policy, remember: true}
+	y := eyes{audience: a, p: sn.Policy}
 	for _, n := range sn.Nodes() {
 		if y.sees(n) {
 			out = append(out, n)

@@ -101,27 +101,54 @@ func start(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Prepare makes the files of a PostgreSQL that somebody else runs, as root in a network namespace, by the command that it returns;
-// they are removed with the test. The database "postgres" is there, and the user skein may do anything in it.
-func Prepare(t testing.TB, o Options) (command []string) {
+// Files are those of a PostgreSQL that somebody else runs, as root in a network namespace. They are removed with the test.
+type Files struct {
+	Command []string // that runs it
+	s       *Server
+}
+
+// Prepare makes the files of a PostgreSQL. The database "postgres" is there, and the user skein may do anything in it.
+func Prepare(t testing.TB, o Options) *Files {
 	t.Helper()
 	s, err := initialize(o)
 	if err != nil {
 		unavailable(t, err)
 	}
+	return s.files(t)
+}
+
+// Copy is a place for a copy of f that follows it (a standby), reached at source, a connection string. The command copies makes it, once
+// f runs; as Files.Command it is for root.
+func (f *Files) Copy(t testing.TB, source string) (standby *Files, copies []string) {
+	t.Helper()
+	s, err := newServer(f.s.o)
+	if err != nil {
+		unavailable(t, err)
+	}
+	return s.files(t), append(s.as(t, "pg_basebackup"), "-D", s.data(), "-d", source, "-R", "--checkpoint=fast", "--no-sync")
+}
+
+func (s *Server) files(t testing.TB) *Files {
+	t.Helper()
 	t.Cleanup(s.remove)
-	postgres, err := program("postgres")
+	return &Files{Command: append(s.as(t, "postgres"), s.args()...), s: s}
+}
+
+// as is how root runs one of PostgreSQL's programs, which want to be somebody else.
+func (s *Server) as(t testing.TB, name string) (command []string) {
+	t.Helper()
+	path, err := program(name)
 	if err != nil {
 		unavailable(t, err)
 	}
 	if s.cred != nil {
 		command = []string{"/usr/bin/setpriv", "--reuid=" + strconv.Itoa(int(s.cred.Uid)), "--regid=" + strconv.Itoa(int(s.cred.Gid)), "--clear-groups", "--pdeathsig=KILL"}
 	}
-	return append(append(command, postgres), s.args()...)
+	return append(command, path)
 }
 
-// initialize makes the files.
-func initialize(o Options) (_ *Server, err error) {
+// newServer finds a folder and a port.
+func newServer(o Options) (_ *Server, err error) {
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1"
 	}
@@ -132,10 +159,6 @@ func initialize(o Options) (_ *Server, err error) {
 		}
 		o.Port = l.Addr().(*net.TCPAddr).Port
 		l.Close()
-	}
-	initdb, err := program("initdb")
-	if err != nil {
-		return nil, err
 	}
 	s := &Server{o: o, Addr: net.JoinHostPort(o.Addr, strconv.Itoa(o.Port))}
 	if s.dir, err = os.MkdirTemp("", "skein-postgres-"); err != nil {
@@ -149,9 +172,24 @@ func initialize(o Options) (_ *Server, err error) {
 	if s.log, err = os.Create(filepath.Join(s.dir, "log")); err != nil {
 		return nil, err
 	}
-	if err := s.owner(); err != nil {
+	return s, s.owner()
+}
+
+// initialize makes the files.
+func initialize(o Options) (_ *Server, err error) {
+	initdb, err := program("initdb")
+	if err != nil {
 		return nil, err
 	}
+	s, err := newServer(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.remove()
+		}
+	}()
 	cmd := exec.Command(initdb, "-D", s.data(), "-U", "skein", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.cred}
 	cmd.Dir = s.dir
@@ -163,7 +201,7 @@ func initialize(o Options) (_ *Server, err error) {
 		if err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(f, "host all all %s trust\n", o.Trust)
+		fmt.Fprintf(f, "host all all %s trust\nhost replication all %s trust\n", o.Trust, o.Trust)
 		f.Close()
 	}
 	return s, nil

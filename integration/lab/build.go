@@ -22,7 +22,7 @@ type Client struct {
 // builds serialises and remembers what was built in this process, by name.
 var builds struct {
 	mu     sync.Mutex
-	own    map[string]string // by command: its binary
+	own    map[string]*ownBuild
 	client map[string]*Client
 }
 
@@ -120,34 +120,60 @@ func buildOnce(dir string, build func(dir string) error) error {
 // test has it or SKEIN_LAB_RACE is 1. The next test process removes the binary.
 func skeinBinary(t testing.TB) string {
 	t.Helper()
-	return ownBinary(t, "skein", raceEnabled || os.Getenv("SKEIN_LAB_RACE") == "1")
+	return ownBinary(t, "skein", wantRace())
 }
+
+// wantRace reports whether servers are built with the race detector.
+func wantRace() bool { return raceEnabled || os.Getenv("SKEIN_LAB_RACE") == "1" }
 
 // ownBinary builds a command of this tree, once per test process.
 func ownBinary(t testing.TB, name string, race bool) string {
 	t.Helper()
+	return buildOwn(t, name, name, race)
+}
+
+// buildOwn builds a command of this tree under a name, once per test process.
+func buildOwn(t testing.TB, name, command string, race bool, more ...string) string {
+	t.Helper()
 	builds.mu.Lock()
-	defer builds.mu.Unlock()
-	if bin := builds.own[name]; bin != "" {
-		return bin
+	if builds.own == nil {
+		builds.own = map[string]*ownBuild{}
 	}
+	b := builds.own[name]
+	if b == nil {
+		b = &ownBuild{}
+		builds.own[name] = b
+	}
+	builds.mu.Unlock()
+	b.once.Do(func() { b.path, b.err = buildCommand(name, command, race, more) }) // who needs another one does not wait for this one
+	if b.err != nil {
+		t.Fatalf("lab: %v", b.err)
+	}
+	return b.path
+}
+
+// ownBuild is a command of this tree, built or about to be.
+type ownBuild struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+func buildCommand(name, command string, race bool, more []string) (string, error) {
 	dir, err := workDir("")
 	if err != nil {
-		t.Fatalf("lab: %v", err)
+		return "", err
 	}
 	bin := filepath.Join(dir, name)
 	args := []string{"build", "-o", bin}
 	if race {
 		args = append(args, "-race")
 	}
-	if _, err := goOutput(append(args, "github.com/skein-vpn/skein/cmd/"+name)...); err != nil {
-		t.Fatalf("lab: build %s: %v", name, err)
+	args = append(args, more...)
+	if _, err := goOutput(append(args, "github.com/skein-vpn/skein/cmd/"+command)...); err != nil {
+		return "", fmt.Errorf("build %s: %w", name, err)
 	}
-	if builds.own == nil {
-		builds.own = map[string]string{}
-	}
-	builds.own[name] = bin
-	return bin
+	return bin, nil
 }
 
 // workDir makes a directory in base (empty: the system's temporary folder) that carries this

@@ -19,6 +19,7 @@ type Postgres struct {
 	*Process
 	Host *Host
 	URL  string // of its database, from anywhere in the lab
+	at   *pgtest.Files
 }
 
 // postgresPort is where PostgreSQL listens on its host.
@@ -27,11 +28,41 @@ const postgresPort = 5432
 // StartPostgres runs a PostgreSQL on the host, open to the whole lab, and waits until it answers.
 func (h *Host) StartPostgres() *Postgres {
 	h.l.t.Helper()
-	args := pgtest.Prepare(h.l.t, pgtest.Options{Addr: "*", Port: postgresPort, Trust: "all"})
-	p := &Postgres{Host: h, URL: fmt.Sprintf("postgres://skein@%s/postgres?sslmode=disable", netip.AddrPortFrom(h.addr, postgresPort))}
-	p.Process = h.newProcess("postgres", nil, args[0], args[1:]...)
+	return h.startPostgres(pgtest.Prepare(h.l.t, pgtest.Options{Addr: "*", Port: postgresPort, Trust: "all"}))
+}
+
+func (h *Host) startPostgres(at *pgtest.Files) *Postgres {
+	h.l.t.Helper()
+	p := &Postgres{Host: h, at: at, URL: fmt.Sprintf("postgres://skein@%s/postgres?sslmode=disable", netip.AddrPortFrom(h.addr, postgresPort))}
+	p.Process = h.newProcess("postgres", nil, at.Command[0], at.Command[1:]...)
 	p.StartAgain()
 	return p
+}
+
+// StartStandby runs a copy of p on the host, which follows it, and makes p wait with each commit until the copy has it.
+func (h *Host) StartStandby(p *Postgres) *Postgres {
+	h.l.t.Helper()
+	name := "standby_" + cleanName(h.name)
+	at, copyIt := p.at.Copy(h.l.t, fmt.Sprintf("host=%s port=%d user=skein application_name=%s", p.Host.addr, postgresPort, name))
+	if r := h.run(h.l.t.Context(), nil, copyIt[0], copyIt[1:]...); r.Err != nil {
+		h.l.t.Fatal(r)
+	}
+	standby := h.startPostgres(at)
+	p.Query("ALTER SYSTEM SET synchronous_standby_names = '" + name + "'")
+	p.Query("SELECT pg_reload_conf()")
+	h.l.Wait(30*time.Second, "the standby is synchronous", func() (bool, string) {
+		s := p.Query("SELECT sync_state FROM pg_stat_replication")
+		return s == "sync", s
+	})
+	return standby
+}
+
+// Promote makes a standby the database that takes changes, and waits until it is.
+func (p *Postgres) Promote() {
+	p.Host.l.t.Helper()
+	if s := p.Query("SELECT pg_promote()"); s != "t" {
+		p.Host.l.t.Fatalf("lab: %s: pg_promote: %s", p.name, s)
+	}
 }
 
 // StartAgain starts it after Kill or Shutdown and waits until it answers.
