@@ -35,9 +35,14 @@ type Admin struct {
 }
 
 type (
+	// AdminFilter chooses a part of them.
+	AdminFilter struct {
+		Page
+	}
 	// AdminList is the answer to ListAdmins.
 	AdminList struct {
-		Admins []*Admin `json:"admins"`
+		Admins   []*Admin `json:"admins"`
+		NextPage string   `json:"nextPage,omitempty"`
 	}
 	// CreateAdminLinkRequest asks for a one-time link. With User it is for that namespace; otherwise it makes one, called Name or
 	// what whoever uses it chooses.
@@ -53,31 +58,33 @@ type (
 	}
 )
 
-func (s *server) adminRoutes() []route {
-	return []route{
-		{"/admin", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.withAccounts(s.listAdmins)}}},
-		{"/admin/link", ops{http.MethodPost: {auth.ScopeUsers, s.withAccounts(s.createAdminLink)}}},
-		{"/admin/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.withAccounts(s.deleteAdmin)}}},
-		{"/admin/{user}/reset", ops{http.MethodPost: {auth.ScopeUsers, s.withAccounts(s.resetAdmin)}}},
+func (s *server) adminOperations() []operation {
+	change := auth.ScopeUsers
+	return []operation{
+		get("/admin", auth.Read(auth.ScopeUsers), "lists who signs in on the web pages without a provider", withAccounts(s, s.listAdmins)),
+		post("/admin/link", change, "makes a one-time link, for `{\"user\": …}` or a new namespace `{\"name\": …, \"role\": …}`; its address is in the answer, this once",
+			withAccounts(s, s.createAdminLink)),
+		post("/admin/{user}/reset", change, "takes password, passkeys and sessions away and makes a link", withAccounts(s, s.resetAdmin)),
+		del("/admin/{user}", change, "takes them away", withAccounts(s, s.deleteAdmin)),
 	}
 }
 
-// withAccounts is h where people can sign in on the web pages, and an error where they cannot.
-func (s *server) withAccounts(h handler) handler {
-	return func(r *http.Request) (any, error) {
+// withAccounts is do where people can sign in on the web pages, and an error where they cannot.
+func withAccounts[In, Out any](s *server, do func(*http.Request, *In) (*Out, error)) func(*http.Request, *In) (*Out, error) {
+	return func(r *http.Request, in *In) (*Out, error) {
 		if s.Accounts == nil {
 			return nil, tailnet.Errorf(tailnet.Unavailable, "nobody can sign in on the pages of this server")
 		}
-		return h(r)
+		return do(r, in)
 	}
 }
 
-func (s *server) listAdmins(r *http.Request) (any, error) {
+func (s *server) listAdmins(r *http.Request, f *AdminFilter) (*AdminList, error) {
 	admins, err := s.Accounts.Admins(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	out := AdminList{Admins: []*Admin{}}
+	out := &AdminList{Admins: []*Admin{}}
 	for _, a := range admins {
 		j := &Admin{
 			User: userJSON(a.User), Password: a.Account.Password != "", PasswordSet: timestamp(a.Account.PasswordSet), Passkeys: []string{},
@@ -88,7 +95,8 @@ func (s *server) listAdmins(r *http.Request) (any, error) {
 		}
 		out.Admins = append(out.Admins, j)
 	}
-	return out, nil
+	out.Admins, out.NextPage, err = cut(out.Admins, f.Page, func(a *Admin) string { return byNumber(a.User.ID) })
+	return out, err
 }
 
 // ListAdmins are the users who can sign in on the web pages without a provider.
@@ -98,11 +106,7 @@ func (c *Client) ListAdmins(ctx context.Context) ([]*Admin, error) {
 	return out.Admins, err
 }
 
-func (s *server) createAdminLink(r *http.Request) (any, error) {
-	var req CreateAdminLinkRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) createAdminLink(r *http.Request, req *CreateAdminLinkRequest) (*AdminLink, error) {
 	p := auth.PrincipalOf(r.Context())
 	var lr auth.LinkRequest
 	if req.User != "" {
@@ -138,11 +142,11 @@ func (s *server) createAdminLink(r *http.Request) (any, error) {
 	return adminLink(s.Accounts.CreateLink(r.Context(), lr))
 }
 
-func adminLink(url string, l *tailnet.AccountLink, err error) (any, error) {
+func adminLink(url string, l *tailnet.AccountLink, err error) (*AdminLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return AdminLink{URL: url, ExpiresAt: timestamp(l.Expires)}, nil
+	return &AdminLink{URL: url, ExpiresAt: timestamp(l.Expires)}, nil
 }
 
 // CreateAdminLink makes a one-time link. Its URL is in the answer and never again.
@@ -165,12 +169,12 @@ func (s *server) pathAdmin(r *http.Request) (*tailnet.User, error) {
 	return u, auth.PrincipalOf(r.Context()).AllowRole(u.Role)
 }
 
-func (s *server) deleteAdmin(r *http.Request) (any, error) {
+func (s *server) deleteAdmin(r *http.Request, _ *Empty) (*Empty, error) {
 	u, err := s.pathAdmin(r)
 	if err != nil {
 		return nil, err
 	}
-	return Empty{}, s.Accounts.DeleteAccount(r.Context(), u)
+	return &Empty{}, s.Accounts.DeleteAccount(r.Context(), u)
 }
 
 // DeleteAdmin takes from a namespace all ways to sign in without a provider, and ends its sessions. Namespace, role and nodes stay.
@@ -178,7 +182,7 @@ func (c *Client) DeleteAdmin(ctx context.Context, user Ref) error {
 	return c.do(ctx, http.MethodDelete, c.path("admin", string(user)), nil, nil)
 }
 
-func (s *server) resetAdmin(r *http.Request) (any, error) {
+func (s *server) resetAdmin(r *http.Request, _ *Empty) (*AdminLink, error) {
 	u, err := s.pathAdmin(r)
 	if err != nil {
 		return nil, err

@@ -50,9 +50,16 @@ func apiKeyJSON(sn *state.Snapshot, c *tailnet.Credential, used time.Time, now t
 }
 
 type (
+	// APIKeyFilter chooses keys that are all that its fields say; empty ones choose all.
+	APIKeyFilter struct {
+		User  Ref    `query:"user"` // for whom they act
+		State string `query:"state" enum:"usable,expired,revoked"`
+		Page
+	}
 	// APIKeyList is the answer to ListAPIKeys.
 	APIKeyList struct {
-		APIKeys []*APIKey `json:"apiKeys"`
+		APIKeys  []*APIKey `json:"apiKeys"`
+		NextPage string    `json:"nextPage,omitempty"`
 	}
 	// CreateAPIKeyRequest makes a key. It acts for User, or, if that is empty, for whom its maker acts. Scopes are all of its maker's
 	// if there are none.
@@ -69,47 +76,69 @@ type (
 	}
 	// ExpireAPIKeyRequest names a key by its id, or by the key itself.
 	ExpireAPIKeyRequest struct {
-		Prefix string `json:"prefix"`
+		Prefix string `json:"prefix,omitempty"`
 		ID     Ref    `json:"id,omitempty"` // the same
 	}
 )
 
-func (s *server) apiKeyRoutes() []route {
-	return []route{
-		{"/apikey", ops{http.MethodGet: {auth.Read(auth.ScopeAPIKeys), s.listAPIKeys}, http.MethodPost: {auth.ScopeAPIKeys, s.createAPIKey}}},
-		{"/apikey/expire", ops{http.MethodPost: {auth.ScopeAPIKeys, s.endAPIKey(s.Auth.ExpireCredential)}}},
-		{"/apikey/revoke", ops{http.MethodPost: {auth.ScopeAPIKeys, s.endAPIKey(s.Auth.RevokeCredential)}}},
-		{"/apikey/{prefix}", ops{http.MethodDelete: {auth.ScopeAPIKeys, s.deleteAPIKey}}},
+func (s *server) apiKeyOperations() []operation {
+	change := auth.ScopeAPIKeys
+	return []operation{
+		get("/apikey", auth.Read(auth.ScopeAPIKeys), "lists API keys", s.listAPIKeys),
+		post("/apikey", change, "makes one, for oneself; the secret is in the answer, this once", s.createAPIKey),
+		post("/apikey/expire", change, "ends one as if its time were over", s.endAPIKey(s.Auth.ExpireCredential)),
+		post("/apikey/revoke", change, "ends one for good", s.endAPIKey(s.Auth.RevokeCredential)),
+		del("/apikey/{prefix}", change, "deletes one", s.deleteAPIKey),
 	}
 }
 
-func (s *server) listAPIKeys(r *http.Request) (any, error) {
+func (s *server) listAPIKeys(r *http.Request, f *APIKeyFilter) (*APIKeyList, error) {
 	used, err := s.Auth.CredentialUses(r.Context())
 	if err != nil {
 		return nil, err
 	}
 	sn := s.State.Snapshot()
-	out := APIKeyList{APIKeys: []*APIKey{}}
+	var owner tailnet.UserID
+	if f.User != "" {
+		u, err := findUser(sn, f.User)
+		if err != nil {
+			return nil, err
+		}
+		owner = u.ID
+	}
+	out := &APIKeyList{APIKeys: []*APIKey{}}
 	for _, c := range sn.Credentials() {
-		if c.Kind == tailnet.APIKey {
-			out.APIKeys = append(out.APIKeys, apiKeyJSON(sn, c, used[c.ID], s.Now()))
+		if c.Kind != tailnet.APIKey || owner != 0 && c.User != owner {
+			continue
+		}
+		k := apiKeyJSON(sn, c, used[c.ID], s.Now())
+		if f.State == "" || f.State == credentialState(k.RevokedAt, k.Usable) {
+			out.APIKeys = append(out.APIKeys, k)
 		}
 	}
-	return out, nil
+	out.APIKeys, out.NextPage, err = cut(out.APIKeys, f.Page, func(k *APIKey) string { return k.ID })
+	return out, err
 }
 
-// ListAPIKeys are all API keys, ended ones among them.
-func (c *Client) ListAPIKeys(ctx context.Context) ([]*APIKey, error) {
+// credentialState is the state of an API key or OAuth client, as filters name it. One whose user takes part no more has ended as well.
+func credentialState(revoked *time.Time, usable bool) string {
+	switch {
+	case revoked != nil:
+		return keyRevoked
+	case !usable:
+		return keyExpired
+	}
+	return keyUsable
+}
+
+// ListAPIKeys are the API keys that f chooses, sorted by id.
+func (c *Client) ListAPIKeys(ctx context.Context, f APIKeyFilter) ([]*APIKey, error) {
 	var out APIKeyList
-	err := c.do(ctx, http.MethodGet, c.path("apikey"), nil, &out)
+	err := c.do(ctx, http.MethodGet, c.path("apikey").query(values(f)), nil, &out)
 	return out.APIKeys, err
 }
 
-func (s *server) createAPIKey(r *http.Request) (any, error) {
-	var req CreateAPIKeyRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) createAPIKey(r *http.Request, req *CreateAPIKeyRequest) (*CreateAPIKeyAnswer, error) {
 	now := s.Now()
 	kr := auth.APIKeyRequest{Scopes: req.Scopes, Description: req.Description}
 	switch {
@@ -130,7 +159,7 @@ func (s *server) createAPIKey(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return CreateAPIKeyAnswer{secret, apiKeyJSON(sn, c, time.Time{}, now)}, nil
+	return &CreateAPIKeyAnswer{secret, apiKeyJSON(sn, c, time.Time{}, now)}, nil
 }
 
 // CreateAPIKey makes a key. Its secret is in the answer and never again.
@@ -152,12 +181,8 @@ func (s *server) apiKeyID(ref string) (string, error) {
 	return id, nil
 }
 
-func (s *server) endAPIKey(end func(ctx context.Context, p *auth.Principal, id string) error) handler {
-	return func(r *http.Request) (any, error) {
-		var req ExpireAPIKeyRequest
-		if err := readJSON(r, &req); err != nil {
-			return nil, err
-		}
+func (s *server) endAPIKey(end func(ctx context.Context, p *auth.Principal, id string) error) func(*http.Request, *ExpireAPIKeyRequest) (*Empty, error) {
+	return func(r *http.Request, req *ExpireAPIKeyRequest) (*Empty, error) {
 		if req.Prefix == "" {
 			req.Prefix = string(req.ID)
 		}
@@ -165,7 +190,7 @@ func (s *server) endAPIKey(end func(ctx context.Context, p *auth.Principal, id s
 		if err != nil {
 			return nil, err
 		}
-		return Empty{}, end(r.Context(), auth.PrincipalOf(r.Context()), id)
+		return &Empty{}, end(r.Context(), auth.PrincipalOf(r.Context()), id)
 	}
 }
 
@@ -179,7 +204,7 @@ func (c *Client) RevokeAPIKey(ctx context.Context, prefix string) error {
 	return c.do(ctx, http.MethodPost, c.path("apikey", "revoke"), ExpireAPIKeyRequest{Prefix: prefix}, nil)
 }
 
-func (s *server) deleteAPIKey(r *http.Request) (any, error) {
+func (s *server) deleteAPIKey(r *http.Request, _ *Empty) (*Empty, error) {
 	ref, err := pathVar(r, "prefix")
 	if err != nil {
 		return nil, err
@@ -188,7 +213,7 @@ func (s *server) deleteAPIKey(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Empty{}, s.Auth.DeleteCredential(r.Context(), auth.PrincipalOf(r.Context()), id)
+	return &Empty{}, s.Auth.DeleteCredential(r.Context(), auth.PrincipalOf(r.Context()), id)
 }
 
 // DeleteAPIKey removes a key from the list; it ends with that.

@@ -18,14 +18,16 @@ type SetAttributeRequest struct {
 	Comment string          `json:"comment,omitempty"` // for the record of changes
 }
 
-func (s *server) attributeRoutes() []route {
-	return []route{{"/node/{node}/attributes/{name}", ops{
-		http.MethodPost: {auth.ScopePosture, s.setAttribute}, http.MethodDelete: {auth.ScopePosture, s.removeAttribute},
-	}}}
+func (s *server) attributeOperations() []operation {
+	one := "/node/{node}/attributes/{name}"
+	return []operation{
+		post(one, auth.ScopePosture, "gives a node an attribute that postures can ask for: `{\"value\": …}`", s.setAttribute),
+		del(one, auth.ScopePosture, "takes an attribute away", s.removeAttribute),
+	}
 }
 
-func (s *server) setAttribute(r *http.Request) (any, error) {
-	change, why, err := attributeChange(r)
+func (s *server) setAttribute(r *http.Request, req *SetAttributeRequest) (*NodeAnswer, error) {
+	change, why, err := setAttributeTo(r, req)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +46,11 @@ func attributeChange(r *http.Request) (change func(*state.Tx, *tailnet.Node) (bo
 	if req.Expiry != "" && req.Expiry != "0001-01-01T00:00:00Z" {
 		return nil, "", &unsupported{"attributes that end by themselves (expiry)"}
 	}
+	return setAttributeTo(r, &req.SetAttributeRequest)
+}
+
+// setAttributeTo is the change of a node that req, at the path of r, asks for, and its name.
+func setAttributeTo(r *http.Request, req *SetAttributeRequest) (change func(*state.Tx, *tailnet.Node) (bool, error), why string, err error) {
 	if err := checkText("comment", req.Comment); err != nil {
 		return nil, "", err
 	}
@@ -78,7 +85,7 @@ func (c *Client) SetAttribute(ctx context.Context, node Ref, name string, value 
 	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "attributes", name), SetAttributeRequest{Value: b})
 }
 
-func (s *server) removeAttribute(r *http.Request) (any, error) {
+func (s *server) removeAttribute(r *http.Request, _ *Empty) (*NodeAnswer, error) {
 	change, why, err := attributeRemoval(r)
 	if err != nil {
 		return nil, err

@@ -1,22 +1,18 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
-	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-// How many entries of the audit log are told at once.
-const (
-	defaultEntries = 100
-	maxEntries     = 1000
-)
+// defaultEntries is how many entries of the audit log are told at once if nobody asks for more.
+const defaultEntries = 100
 
 // AuditEntry is one entry of the audit log.
 type AuditEntry struct {
@@ -64,14 +60,15 @@ func AuditJSON(e *tailnet.AuditEntry) *AuditEntry {
 type (
 	// AuditFilter chooses entries; zero fields choose all.
 	AuditFilter struct {
-		Since, Until time.Time
-		Actor        string // its id, or part of its name
-		Target       string // its kind, id, KIND:ID, or part of its name
-		Action       string // such as node.update, or node for all that is done to nodes
-		Origin       string
-		Before       string // id of an entry: only older ones
-		After        string // id of an entry, or "0.0": only newer ones, the oldest first
-		Limit        int    // 0: as many as the server tells at once
+		Since  time.Time `query:"since"`
+		Until  time.Time `query:"until"`
+		Actor  string    `query:"actor"`  // its id, or part of its name
+		Target string    `query:"target"` // its kind, id, KIND:ID, or part of its name
+		Action string    `query:"action"` // such as node.update, or node for all that is done to nodes
+		Origin string    `query:"origin"`
+		Before string    `query:"before"`                           // id of an entry: only older ones
+		After  string    `query:"after"`                            // id of an entry, or "0.0": only newer ones, the oldest first
+		Limit  int       `query:"limit" minimum:"1" maximum:"1000"` // 0: 100
 	}
 	// AuditList is the answer to ListAudit: the newest first, unless After was given.
 	AuditList struct {
@@ -80,35 +77,25 @@ type (
 	}
 )
 
-func (s *server) auditRoutes() []route {
-	return []route{{"/audit", ops{http.MethodGet: {auth.Read(auth.ScopeLogs), s.listAudit}}}}
+func (s *server) auditOperations() []operation {
+	return []operation{get("/audit", auth.Read(auth.ScopeLogs), "the audit log, the newest first; `before=` or `after=` an entry's id for the next page", s.listAudit)}
 }
 
-func (s *server) listAudit(r *http.Request) (any, error) {
-	q := tailnet.AuditQuery{Actor: query(r, "actor"), Target: query(r, "target"), Action: query(r, "action"), Origin: query(r, "origin"), Limit: defaultEntries}
-	for name, t := range map[string]*time.Time{"since": &q.Since, "until": &q.Until} {
-		if v := query(r, name); v != "" {
-			var err error
-			if *t, err = ParseTime(v); err != nil {
-				return nil, err
-			}
-		}
+func (s *server) listAudit(r *http.Request, f *AuditFilter) (*AuditList, error) {
+	q := tailnet.AuditQuery{
+		Since: f.Since, Until: f.Until, Actor: f.Actor, Target: f.Target, Action: f.Action, Origin: f.Origin, Limit: cmp.Or(f.Limit, defaultEntries),
 	}
-	for name, p := range map[string]**tailnet.AuditPos{"before": &q.Before, "after": &q.After} {
-		if v := query(r, name); v != "" {
-			pos, err := tailnet.ParseAuditPos(v)
+	for _, p := range []struct {
+		text string
+		pos  **tailnet.AuditPos
+	}{{f.Before, &q.Before}, {f.After, &q.After}} {
+		if p.text != "" {
+			pos, err := tailnet.ParseAuditPos(p.text)
 			if err != nil {
 				return nil, err
 			}
-			*p = &pos
+			*p.pos = &pos
 		}
-	}
-	if v := query(r, "limit"); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > maxEntries {
-			return nil, tailnet.Errorf(tailnet.Invalid, "limit=%q is not a number from 1 to %d", clip(v), maxEntries)
-		}
-		q.Limit = n
 	}
 	limit := q.Limit
 	q.Limit++ // to know whether there are more
@@ -116,7 +103,7 @@ func (s *server) listAudit(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := AuditList{Entries: []*AuditEntry{}}
+	out := &AuditList{Entries: []*AuditEntry{}}
 	if len(es) > limit {
 		es = es[:limit]
 		out.Next = es[limit-1].ID()
@@ -129,21 +116,7 @@ func (s *server) listAudit(r *http.Request) (any, error) {
 
 // ListAudit is one page of the audit log.
 func (c *Client) ListAudit(ctx context.Context, f AuditFilter) (*AuditList, error) {
-	q := url.Values{}
-	for name, v := range map[string]string{"actor": f.Actor, "target": f.Target, "action": f.Action, "origin": f.Origin, "before": f.Before, "after": f.After} {
-		if v != "" {
-			q.Set(name, v)
-		}
-	}
-	for name, t := range map[string]time.Time{"since": f.Since, "until": f.Until} {
-		if !t.IsZero() {
-			q.Set(name, t.UTC().Format(time.RFC3339))
-		}
-	}
-	if f.Limit > 0 {
-		q.Set("limit", strconv.Itoa(f.Limit))
-	}
 	out := new(AuditList)
-	err := c.do(ctx, http.MethodGet, c.path("audit").query(q), nil, out)
+	err := c.do(ctx, http.MethodGet, c.path("audit").query(values(f)), nil, out)
 	return out, err
 }

@@ -30,11 +30,11 @@ type ClusterServer struct {
 	Relay      string  `json:"relay"`             // its relay, as the server that answers sees it: reached, unreached, or empty: none, or its own
 }
 
-func (s *server) clusterRoutes() []route {
-	return []route{{"/cluster", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.cluster}}}}
+func (s *server) clusterOperations() []operation {
+	return []operation{get("/cluster", auth.Read(auth.ScopeDevices), "the servers that share the database; 404 where there is one only", s.cluster)}
 }
 
-func (s *server) cluster(r *http.Request) (any, error) {
+func (s *server) cluster(r *http.Request, _ *Empty) (*Cluster, error) {
 	if s.Cluster == nil {
 		return nil, tailnet.Errorf(tailnet.NotFound, "this server is alone: several servers need a PostgreSQL database (database.type)")
 	}

@@ -10,11 +10,11 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-func (s *server) derpRoutes() []route {
-	return []route{{"/derp/map", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.derpMap}}}}
+func (s *server) derpOperations() []operation {
+	return []operation{get("/derp/map", auth.Read(auth.ScopeDevices), "the relay map", s.derpMap)}
 }
 
-func (s *server) derpMap(*http.Request) (any, error) {
+func (s *server) derpMap(*http.Request, *Empty) (*tailcfg.DERPMap, error) {
 	d := s.State.Snapshot().DERP
 	if d == nil || d.Current == nil {
 		return nil, tailnet.Errorf(tailnet.Unavailable, "there is no relay map yet")

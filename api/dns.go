@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -45,10 +44,28 @@ type DNSAnswer struct {
 // DNSParts are the parts of DNS that can be set.
 var DNSParts = []string{"magicDNS", "overrideLocal", "nameservers", "split", "search"}
 
-func (s *server) dnsRoutes() []route {
-	return []route{
-		{"/dns", ops{http.MethodGet: {auth.Read(auth.ScopeDNS), s.getDNS}, http.MethodPatch: {auth.ScopeDNS, s.patchDNS}}},
-		{"/dns/records", ops{http.MethodPost: {auth.ScopeDNS, s.addRecord}, http.MethodDelete: {auth.ScopeDNS, s.removeRecord}}},
+type (
+	// ChangeDNSRequest has the parts to set (DNSParts), each as DNS has it; null gives a part back to the configuration.
+	ChangeDNSRequest map[string]json.RawMessage
+	// AddDNSRecordRequest is a record. Type follows from the address, and may be left out.
+	AddDNSRecordRequest struct {
+		Name  string `json:"name"`
+		Type  string `json:"type,omitempty"`
+		Value string `json:"value"`
+	}
+	// RemoveDNSRecordRequest chooses the records of a name: all that were set, or the one with this Value.
+	RemoveDNSRecordRequest struct {
+		Name  string `query:"name" required:"true"`
+		Value string `query:"value"`
+	}
+)
+
+func (s *server) dnsOperations() []operation {
+	return []operation{
+		get("/dns", auth.Read(auth.ScopeDNS), "the DNS settings", s.getDNS),
+		patch("/dns", auth.ScopeDNS, "changes them", s.patchDNS),
+		post("/dns/records", auth.ScopeDNS, "adds a record", s.addRecord),
+		del("/dns/records", auth.ScopeDNS, "removes records", s.removeRecord),
 	}
 }
 
@@ -84,8 +101,8 @@ func dnsJSON(sn *state.Snapshot) *DNS {
 	return out
 }
 
-func (s *server) getDNS(*http.Request) (any, error) {
-	return DNSAnswer{dnsJSON(s.State.Snapshot())}, nil
+func (s *server) getDNS(*http.Request, *Empty) (*DNSAnswer, error) {
+	return &DNSAnswer{dnsJSON(s.State.Snapshot())}, nil
 }
 
 // GetDNS is what clients are told about names.
@@ -100,11 +117,8 @@ func (c *Client) dnsAnswer(ctx context.Context, method string, t target, in any)
 }
 
 // patchDNS sets the parts that the body has; null gives a part back to the configuration.
-func (s *server) patchDNS(r *http.Request) (any, error) {
-	var req map[string]json.RawMessage
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) patchDNS(r *http.Request, parts *ChangeDNSRequest) (*DNSAnswer, error) {
+	req := *parts
 	if len(req) == 0 {
 		return nil, tailnet.Errorf(tailnet.Invalid, "there is nothing to set: give some of %s", strings.Join(DNSParts, ", "))
 	}
@@ -143,7 +157,7 @@ func setDNSPart(d *tailnet.DNS, part string, value json.RawMessage) error {
 }
 
 // changeDNS runs f on a copy of what is set and stores it.
-func (s *server) changeDNS(r *http.Request, why string, f func(*tailnet.DNS, *state.Tx) error) (any, error) {
+func (s *server) changeDNS(r *http.Request, why string, f func(*tailnet.DNS, *state.Tx) error) (*DNSAnswer, error) {
 	err := s.update(r, why, func(tx *state.Tx) error {
 		set := tx.Tailnet().Settings
 		d := &tailnet.DNS{}
@@ -159,7 +173,7 @@ func (s *server) changeDNS(r *http.Request, why string, f func(*tailnet.DNS, *st
 	if err != nil {
 		return nil, err
 	}
-	return s.getDNS(r)
+	return s.getDNS(r, nil)
 }
 
 // SetDNS sets parts of DNS (DNSParts); nil gives a part back to the configuration.
@@ -179,11 +193,7 @@ func record(name, value string) (tailnet.DNSRecord, error) {
 	return tailnet.DNSRecord{Name: name, Addr: a.Unmap()}, nil
 }
 
-func (s *server) addRecord(r *http.Request) (any, error) {
-	var req DNSRecord
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) addRecord(r *http.Request, req *AddDNSRecordRequest) (*DNSAnswer, error) {
 	rec, err := record(req.Name, req.Value)
 	if err != nil {
 		return nil, err
@@ -199,15 +209,15 @@ func (s *server) addRecord(r *http.Request) (any, error) {
 
 // AddDNSRecord adds a record: the type follows from the address.
 func (c *Client) AddDNSRecord(ctx context.Context, name, value string) (*DNS, error) {
-	return c.dnsAnswer(ctx, http.MethodPost, c.path("dns", "records"), DNSRecord{Name: name, Value: value})
+	return c.dnsAnswer(ctx, http.MethodPost, c.path("dns", "records"), AddDNSRecordRequest{Name: name, Value: value})
 }
 
-func (s *server) removeRecord(r *http.Request) (any, error) {
-	name, err := tailnet.CheckDomain(query(r, "name"))
+func (s *server) removeRecord(r *http.Request, req *RemoveDNSRecordRequest) (*DNSAnswer, error) {
+	name, err := tailnet.CheckDomain(req.Name)
 	if err != nil {
 		return nil, err
 	}
-	value := query(r, "value")
+	value := req.Value
 	return s.changeDNS(r, "remove DNS record "+name, func(d *tailnet.DNS, _ *state.Tx) error {
 		was := len(d.Records)
 		d.Records = slices.DeleteFunc(slices.Clone(d.Records), func(rec tailnet.DNSRecord) bool {
@@ -223,9 +233,5 @@ func (s *server) removeRecord(r *http.Request) (any, error) {
 // RemoveDNSRecord removes the records of this name that were set over the API: the one with this address, or all if value is
 // empty.
 func (c *Client) RemoveDNSRecord(ctx context.Context, name, value string) (*DNS, error) {
-	q := url.Values{"name": {name}}
-	if value != "" {
-		q.Set("value", value)
-	}
-	return c.dnsAnswer(ctx, http.MethodDelete, c.path("dns", "records").query(q), nil)
+	return c.dnsAnswer(ctx, http.MethodDelete, c.path("dns", "records").query(values(RemoveDNSRecordRequest{name, value})), nil)
 }

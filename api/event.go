@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -83,10 +82,10 @@ func eventKind(typ string) string {
 
 // EventFilter chooses events; zero fields choose all that the caller may know of.
 type EventFilter struct {
-	Types []string // kinds, such as node, or types, such as node.online
-	Node  Ref      // only what is about this node
-	Since string   // id of an event or entry of the audit log: what came behind it is told first; a time does as well
-	Once  bool     // end when what happened until now has been told
+	Types []string `query:"types"` // kinds, such as node, or types, such as node.online; may be joined by commas
+	Node  Ref      `query:"node"`  // only what is about this node
+	Since string   `query:"since"` // id of an event or entry of the audit log: what came behind it is told first; a time does as well
+	Once  bool     `query:"once"`  // end when what happened until now has been told
 }
 
 // eventChoice is a filter as the server has read it.
@@ -339,22 +338,24 @@ func anyJSON(v any) json.RawMessage {
 	return b
 }
 
-func (s *server) eventRoutes() []route {
-	return []route{{"/events", ops{http.MethodGet: {auth.ScopeNone, s.events}}}}
+func (s *server) eventOperations() []operation {
+	return []operation{
+		get("/events", auth.ScopeNone, "what happens, as it happens, of which the key may read: see [below](#events)", s.events).streaming(reflect.TypeFor[Event]()),
+	}
 }
 
 // events begins a stream. What it tells is what the caller may read otherwise: each kind asks for a scope of its own.
-func (s *server) events(r *http.Request) (any, error) {
+func (s *server) events(r *http.Request, f *EventFilter) (*eventStream, error) {
 	if s.Events == nil {
 		return nil, tailnet.Errorf(tailnet.Unavailable, "this server tells no events")
 	}
-	types, err := parseTypes(append(slices.Clone(r.URL.Query()["type"]), r.URL.Query()["types"]...))
+	types, err := parseTypes(f.Types)
 	if err != nil {
 		return nil, err
 	}
-	st := &eventStream{s: s, choice: eventChoice{types: types}}
-	if ref := Ref(query(r, "node")); ref != "" {
-		n, err := findNode(s.State.Snapshot(), ref)
+	st := &eventStream{s: s, choice: eventChoice{types: types}, once: f.Once}
+	if f.Node != "" {
+		n, err := findNode(s.State.Snapshot(), f.Node)
 		if err != nil {
 			return nil, err
 		}
@@ -363,16 +364,9 @@ func (s *server) events(r *http.Request) (any, error) {
 	if err := st.allow(auth.PrincipalOf(r.Context())); err != nil {
 		return nil, err
 	}
-	switch v := query(r, "once"); v {
-	case "", "false":
-	case "true":
-		st.once = true
-	default:
-		return nil, tailnet.Errorf(tailnet.Invalid, "once=%q is neither true nor false", clip(v))
-	}
 	since := r.Header.Get("Last-Event-ID") // of a stream that broke off; it knows more than the URL, which stays the same
 	if since == "" {
-		since = query(r, "since")
+		since = f.Since
 	}
 	if since != "" {
 		if st.since, st.sinceTime, err = parseSince(since); err != nil {
@@ -401,18 +395,5 @@ func parseSince(text string) (*tailnet.AuditPos, time.Time, error) {
 // given and everything was told. EventBegan and EventMissed are handed on; EventEnded becomes an error with the server's
 // code and sentence.
 func (c *Client) Events(ctx context.Context, f EventFilter, do func(*Event) error) error {
-	q := url.Values{}
-	if len(f.Types) > 0 {
-		q.Set("types", strings.Join(f.Types, ","))
-	}
-	if f.Node != "" {
-		q.Set("node", string(f.Node))
-	}
-	if f.Since != "" {
-		q.Set("since", f.Since)
-	}
-	if f.Once {
-		q.Set("once", "true")
-	}
-	return c.stream(ctx, c.path("events").query(q), f.Once, do)
+	return c.stream(ctx, c.path("events").query(values(f)), f.Once, do)
 }

@@ -235,7 +235,7 @@ func TestEventsEndWithTheServer(t *testing.T) {
 		t.Error(err)
 	}
 	<-done
-	if err := c.Events(w.ctx(), EventFilter{}, nil); tailnet.CodeOf(err) != tailnet.Unavailable {
+	if err := c.Events(w.ctx(), EventFilter{}, func(*Event) error { return nil }); tailnet.CodeOf(err) != tailnet.Unavailable {
 		t.Error(err)
 	}
 }

@@ -95,7 +95,13 @@ func (e *Events) join(ctx context.Context) error {
 	}
 	select {
 	case <-live:
-		return nil
+		select {
+		case <-e.over:
+		default:
+			return nil
+		}
+		e.leave()
+		return state.ErrClosed
 	case <-ctx.Done():
 		e.leave()
 		return ctx.Err()

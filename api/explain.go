@@ -27,10 +27,10 @@ type (
 	// the same name, a tag, a group or an autogroup; all but a node stand for their nodes. Dst is one of these, or an address behind a router
 	// or exit node, with ":PORT" behind it or not; with an IPv6 address, "[ADDRESS]:PORT".
 	ExplainRequest struct {
-		Src   Ref `json:"src"`
-		Dst   Ref `json:"dst"`
-		Port  ID  `json:"port,omitempty"`  // 0: the one in Dst, or else whatever is open
-		Proto Ref `json:"proto,omitempty"` // tcp, udp, icmp, icmpv6, sctp or a number; empty: TCP or UDP
+		Src   Ref `json:"src,omitempty" query:"src"`
+		Dst   Ref `json:"dst,omitempty" query:"dst"`
+		Port  ID  `json:"port,omitempty" query:"port"`   // 0: the one in Dst, or else whatever is open
+		Proto Ref `json:"proto,omitempty" query:"proto"` // tcp, udp, icmp, icmpv6, sctp or a number; empty: TCP or UDP
 	}
 	// ExplainEnd is one end of a connection.
 	ExplainEnd struct {
@@ -99,25 +99,14 @@ type destination struct {
 	addrs []netip.Addr
 }
 
-func (s *server) explain(r *http.Request) (any, error) {
-	req := ExplainRequest{Src: Ref(query(r, "src")), Dst: Ref(query(r, "dst")), Proto: Ref(query(r, "proto"))}
-	if text := query(r, "port"); text != "" {
-		port, err := parsePort(text)
-		if err != nil {
-			return nil, err
-		}
-		req.Port = ID(port)
-	}
-	if err := readPolicyRequest(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) explain(_ *http.Request, req *ExplainRequest) (*ExplainAnswer, error) {
 	q := &question{sn: s.State.Snapshot()}
 	q.lines = strings.Split(textInForce(q.sn.Policy), "\n")
 	sources, err := nodesNamed(q.sn, string(req.Src), "source")
 	if err != nil {
 		return nil, err
 	}
-	name, err := q.read(req)
+	name, err := q.read(*req)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -125,12 +126,14 @@ func TestGateAgainstGuessing(t *testing.T) {
 // operations are all of the server's, with their scopes.
 func (w *world) operations() map[string]string {
 	out := map[string]string{}
-	for _, rt := range (&server{Options: Options{State: w.st, Auth: w.auth}}).routes() {
-		for method, o := range rt.methods {
-			out[method+" "+rt.path] = o.scope
-		}
+	for _, o := range w.ops() {
+		out[o.method+" "+o.path] = o.scope
 	}
 	return out
+}
+
+func (w *world) ops() []operation {
+	return (&server{Options: Options{State: w.st, Auth: w.auth}}).operations()
 }
 
 // Every operation is refused to whoever lacks its scope, by role or by key, and not to others. What an operation answers beyond
@@ -183,35 +186,42 @@ func TestEveryOperationAsksForItsScope(t *testing.T) {
 	}
 }
 
-// docs/api.md lists every operation with its scope.
+// The table of operations in docs/api.md is what they declare; -update writes it anew.
 func TestOperationsAreDocumented(t *testing.T) {
-	b, err := os.ReadFile("../docs/api.md")
+	const file = "../docs/api.md"
+	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	documented := map[string]string{}
-	first, _, _ := strings.Cut(string(b), "\n## The second face")
-	for line := range strings.Lines(first) {
-		cells := strings.Split(line, "|")
-		if len(cells) < 4 || !strings.HasPrefix(strings.TrimSpace(cells[1]), "`") {
-			continue
-		}
-		op := strings.Trim(strings.TrimSpace(cells[1]), "`")
-		documented[op] = strings.Trim(strings.TrimSpace(cells[2]), "`")
+	const head = "| Operation | Scope | What it does |\n|---|---|---|\n"
+	before, rest, ok := strings.Cut(string(b), head)
+	end := strings.Index(rest, "\n\n")
+	if !ok || end < 0 {
+		t.Fatalf("%s has no table that begins with %q", file, head)
 	}
-	want := newWorld(t).operations()
-	for op, scope := range want {
-		if scope == auth.ScopeNone {
-			scope = "any key"
+	var table strings.Builder
+	for _, o := range newWorld(t).ops() {
+		scope, does := cmp.Or(o.scope, "any key"), o.does
+		var names []string
+		for _, p := range paramsOf(o.in) {
+			if p.field.Name != "Limit" && p.field.Name != "After" {
+				names = append(names, p.name+"=")
+			}
 		}
-		if got, ok := documented[op]; !ok || got != scope {
-			t.Errorf("docs/api.md: want | `%s` | `%s` |, it has %q", op, scope, got)
+		if len(names) > 0 {
+			does += "; `?" + strings.Join(names, "&") + "`"
 		}
+		fmt.Fprintf(&table, "| `%s %s` | `%s` | %s |\n", o.method, o.path, scope, does)
 	}
-	for op := range documented {
-		if _, ok := want[op]; !ok {
-			t.Errorf("docs/api.md lists %s, which does not exist", op)
-		}
+	want := before + head + strings.TrimSuffix(table.String(), "\n") + rest[end:]
+	if want == string(b) {
+		return
+	}
+	if !*update {
+		t.Fatalf("the table of operations in %s is not what they declare: go test ./api -run Documented -update", file)
+	}
+	if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -278,7 +288,7 @@ func TestAPIKeys(t *testing.T) {
 			t.Errorf("a key has no %s: %s", want, body)
 		}
 	}
-	keys, err := c.ListAPIKeys(w.ctx())
+	keys, err := c.ListAPIKeys(w.ctx(), APIKeyFilter{})
 	if err != nil || len(keys) != 2 {
 		t.Fatalf("%v %v", keys, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/skein-vpn/skein/tailnet"
 )
@@ -80,7 +81,22 @@ func readJSON(r *http.Request, v any) error {
 	if err != nil {
 		return err
 	}
+	if at := notUTF8(b); at >= 0 { // it would be replaced silently
+		return tailnet.Errorf(tailnet.Invalid, "the request is not valid UTF-8 at byte %d (0x%02x)", at+1, b[at])
+	}
 	return decodeJSON(b, v)
+}
+
+// notUTF8 is where b is not UTF-8; -1: nowhere.
+func notUTF8(b []byte) int {
+	for at := 0; at < len(b); {
+		c, n := utf8.DecodeRune(b[at:])
+		if c == utf8.RuneError && n <= 1 {
+			return at
+		}
+		at += n
+	}
+	return -1
 }
 
 func readBody(r *http.Request) ([]byte, error) {

@@ -86,29 +86,40 @@ type Login struct {
 	CreatedAt *time.Time `json:"createdAt"`
 }
 
+// LoginFilter chooses registrations that are all that its fields say; empty ones choose all.
+type LoginFilter struct {
+	Name string `query:"name"` // part of what the machine calls itself
+	OS   string `query:"os"`   // such as linux, whatever the case
+	Page
+}
+
 // LoginList is the answer to ListLogins.
 type LoginList struct {
-	Logins []*Login `json:"logins"`
+	Logins   []*Login `json:"logins"`
+	NextPage string   `json:"nextPage,omitempty"`
 }
 
-func (s *server) loginRoutes() []route {
-	return []route{{"/login", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listLogins}}}}
+func (s *server) loginOperations() []operation {
+	return []operation{get("/login", auth.Read(auth.ScopeDevices), "nodes that wait to be let in", s.listLogins)}
 }
 
-func (s *server) listLogins(r *http.Request) (any, error) {
+func (s *server) listLogins(r *http.Request, f *LoginFilter) (*LoginList, error) {
 	logins, err := s.Auth.Logins(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	out := LoginList{Logins: []*Login{}}
+	out := &LoginList{Logins: []*Login{}}
 	for _, l := range logins {
 		j := &Login{Key: l.ID, NodeKey: l.NodeKey.String(), Remote: l.Remote, Ephemeral: l.Ephemeral, CreatedAt: timestamp(l.Created)}
 		if l.Hostinfo != nil {
 			j.Name, j.OS = l.Hostinfo.Hostname, l.Hostinfo.OS
 		}
-		out.Logins = append(out.Logins, j)
+		if (f.OS == "" || strings.EqualFold(j.OS, f.OS)) && strings.Contains(strings.ToLower(j.Name), strings.ToLower(f.Name)) {
+			out.Logins = append(out.Logins, j)
+		}
 	}
-	return out, nil
+	out.Logins, out.NextPage, err = cut(out.Logins, f.Page, func(l *Login) string { return byTime(*l.CreatedAt, l.Key) })
+	return out, err
 }
 
 // ListLogins are the registrations that wait for a person.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -153,9 +152,22 @@ func prefixStrings(ps []netip.Prefix) []string {
 }
 
 type (
+	// NodeFilter chooses nodes that are all that its fields say; empty ones choose all.
+	NodeFilter struct {
+		User      Ref      `query:"user"` // namespace, or tagged-devices
+		Tags      []string `query:"tag"`  // may be repeated: nodes with one of them
+		Online    *bool    `query:"online"`
+		Expired   *bool    `query:"expired"` // its key has ended
+		Ephemeral *bool    `query:"ephemeral"`
+		OS        string   `query:"os"`   // such as linux, whatever the case
+		Name      string   `query:"name"` // part of the MagicDNS name or of what the machine calls itself
+		Status    string   `query:"status" enum:"active,needs-approval,user-needs-approval,user-suspended,expired"`
+		Page
+	}
 	// NodeList is the answer to ListNodes.
 	NodeList struct {
-		Nodes []*Node `json:"nodes"`
+		Nodes    []*Node `json:"nodes"`
+		NextPage string  `json:"nextPage,omitempty"`
 	}
 	// NodeAnswer is one node.
 	NodeAnswer struct {
@@ -163,14 +175,14 @@ type (
 	}
 	// RegisterNodeRequest lets a node in that waits for it. Key is the last element of the URL that the client printed.
 	RegisterNodeRequest struct {
-		User Ref    `json:"user"`
-		Key  string `json:"key"`
+		User Ref    `json:"user,omitempty" query:"user"`
+		Key  string `json:"key,omitempty" query:"key"`
 	}
 	// ExpireNodeRequest ends a node's key: now, or at Expiry. DisableExpiry lets it live for ever instead, over later logins
 	// too; Renew lets it live as long as if the node had just logged in, and takes DisableExpiry back.
 	ExpireNodeRequest struct {
-		Expiry        *time.Time `json:"expiry,omitempty"`
-		DisableExpiry bool       `json:"disableExpiry,omitempty"`
+		Expiry        *time.Time `json:"expiry,omitempty" query:"expiry"`
+		DisableExpiry bool       `json:"disableExpiry,omitempty" query:"disableExpiry"`
 		Renew         bool       `json:"renew,omitempty"`
 	}
 	// ApproveNodeRequest lets a node that waits take part, or, if Approved is false, no more. Without Approved it is true.
@@ -184,21 +196,22 @@ type (
 	}
 	// MoveNodeRequest gives a node to a namespace.
 	MoveNodeRequest struct {
-		User Ref `json:"user"`
+		User Ref `json:"user,omitempty" query:"user"`
 	}
 )
 
-func (s *server) nodeRoutes() []route {
-	one := "/node/{node}"
-	return []route{
-		{"/node", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listNodes}}},
-		{"/node/register", ops{http.MethodPost: {auth.ScopeDevices, s.registerNode}}},
-		{one, ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.getNode}, http.MethodDelete: {auth.ScopeDevices, s.deleteNode}}},
-		{one + "/approve", ops{http.MethodPost: {auth.ScopeDevices, s.approveNode}}},
-		{one + "/expire", ops{http.MethodPost: {auth.ScopeDevices, s.expireNode}}},
-		{one + "/rename/{new}", ops{http.MethodPost: {auth.ScopeDevices, s.renameNode}}},
-		{one + "/tags", ops{http.MethodPost: {auth.ScopeDevices, s.setTags}}},
-		{one + "/user", ops{http.MethodPost: {auth.ScopeDevices, s.moveNode}}},
+func (s *server) nodeOperations() []operation {
+	read, change, one := auth.Read(auth.ScopeDevices), auth.ScopeDevices, "/node/{node}"
+	return []operation{
+		get("/node", read, "lists nodes", s.listNodes),
+		post("/node/register", change, "lets a node in that waits", s.registerNode),
+		get(one, read, "one node", s.getNode),
+		del(one, change, "deletes a node", s.deleteNode),
+		post(one+"/approve", change, "lets a node take part that waits for it, or, with `{\"approved\": false}`, no more", s.approveNode),
+		post(one+"/expire", change, "ends a node's key, now or at a time; or never, or as if it had just logged in", s.expireNode),
+		post(one+"/rename/{new}", change, "renames a node", s.renameNode),
+		post(one+"/tags", change, "replaces a node's tags", s.setTags),
+		post(one+"/user", change, "gives a node to a user", s.moveNode),
 	}
 }
 
@@ -211,18 +224,18 @@ func (s *server) pathNode(r *http.Request) (*state.Node, error) {
 }
 
 // answerNode answers with the node as it is now.
-func (s *server) answerNode(id tailnet.NodeID) (any, error) {
+func (s *server) answerNode(id tailnet.NodeID) (*NodeAnswer, error) {
 	sn := s.State.Snapshot()
 	n := sn.Node(id)
 	if n == nil {
 		return nil, tailnet.Errorf(tailnet.NotFound, "node %d was deleted meanwhile", id)
 	}
-	return NodeAnswer{nodeJSON(sn, n, s.Now())}, nil
+	return &NodeAnswer{nodeJSON(sn, n, s.Now())}, nil
 }
 
 // changeNode runs f on a copy of the node that r's path names, stores it unless f says that nothing changes, and answers
 // with it. why names the change.
-func (s *server) changeNode(r *http.Request, why string, f func(tx *state.Tx, n *tailnet.Node) (changed bool, err error)) (any, error) {
+func (s *server) changeNode(r *http.Request, why string, f func(tx *state.Tx, n *tailnet.Node) (changed bool, err error)) (*NodeAnswer, error) {
 	found, err := s.pathNode(r)
 	if err != nil {
 		return nil, err
@@ -249,13 +262,13 @@ func (s *server) updateNode(r *http.Request, why string, id tailnet.NodeID, f fu
 	})
 }
 
-func (s *server) listNodes(r *http.Request) (any, error) {
-	sn := s.State.Snapshot()
+func (s *server) listNodes(_ *http.Request, f *NodeFilter) (*NodeList, error) {
+	sn, now := s.State.Snapshot(), s.Now()
 	nodes := sn.Nodes()
-	if ref := Ref(query(r, "user")); ref != "" {
+	if f.User != "" {
 		owner := tailnet.TaggedDevices
-		if ref != tailnet.TaggedDevicesName {
-			u, err := findUser(sn, ref)
+		if f.User != tailnet.TaggedDevicesName {
+			u, err := findUser(sn, f.User)
 			if err != nil {
 				return nil, err
 			}
@@ -263,26 +276,48 @@ func (s *server) listNodes(r *http.Request) (any, error) {
 		}
 		nodes = sn.NodesOf(owner)
 	}
-	now := s.Now()
-	out := NodeList{Nodes: make([]*Node, 0, len(nodes))}
+	fits, err := f.nodes(sn, now)
+	if err != nil {
+		return nil, err
+	}
+	var chosen []*state.Node
 	for _, n := range nodes {
+		if fits(n) {
+			chosen = append(chosen, n)
+		}
+	}
+	chosen, next, err := cut(chosen, f.Page, func(n *state.Node) string { return byNumber(n.ID) })
+	out := &NodeList{Nodes: make([]*Node, 0, len(chosen)), NextPage: next}
+	for _, n := range chosen {
 		out.Nodes = append(out.Nodes, nodeJSON(sn, n, now))
 	}
-	return out, nil
+	return out, err
 }
 
-// ListNodes are the nodes of a namespace, of tagged-devices, or, if user is empty, all; sorted by id.
-func (c *Client) ListNodes(ctx context.Context, user Ref) ([]*Node, error) {
-	q := url.Values{}
-	if user != "" {
-		q.Set("user", string(user))
+// nodes says which nodes f chooses, User apart.
+func (f *NodeFilter) nodes(sn *state.Snapshot, now time.Time) (func(*state.Node) bool, error) {
+	tags, err := parseTags(f.Tags)
+	if err != nil {
+		return nil, err
 	}
+	name := strings.ToLower(f.Name)
+	return func(n *state.Node) bool {
+		return (len(tags) == 0 || slices.ContainsFunc(n.Tags, func(t string) bool { return slices.Contains(tags, t) })) &&
+			chosen(f.Online, n.Online) && chosen(f.Expired, n.Expired(now)) && chosen(f.Ephemeral, n.Ephemeral) &&
+			(f.OS == "" || strings.EqualFold(n.Hostinfo.OS, f.OS)) &&
+			(name == "" || strings.Contains(n.Name, name) || strings.Contains(strings.ToLower(n.Hostname), name)) &&
+			(f.Status == "" || nodeStatus(sn, n) == f.Status)
+	}, nil
+}
+
+// ListNodes are the nodes that f chooses, sorted by id.
+func (c *Client) ListNodes(ctx context.Context, f NodeFilter) ([]*Node, error) {
 	var out NodeList
-	err := c.do(ctx, http.MethodGet, c.path("node").query(q), nil, &out)
+	err := c.do(ctx, http.MethodGet, c.path("node").query(values(f)), nil, &out)
 	return out.Nodes, err
 }
 
-func (s *server) getNode(r *http.Request) (any, error) {
+func (s *server) getNode(r *http.Request, _ *Empty) (*NodeAnswer, error) {
 	n, err := s.pathNode(r)
 	if err != nil {
 		return nil, err
@@ -301,11 +336,7 @@ func (c *Client) nodeAnswer(ctx context.Context, method string, t target, in any
 	return out.Node, err
 }
 
-func (s *server) registerNode(r *http.Request) (any, error) {
-	req := RegisterNodeRequest{User: Ref(query(r, "user")), Key: query(r, "key")}
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) registerNode(r *http.Request, req *RegisterNodeRequest) (*NodeAnswer, error) {
 	u, err := findUser(s.State.Snapshot(), req.User)
 	if err != nil {
 		return nil, err
@@ -323,16 +354,15 @@ func (s *server) registerNode(r *http.Request) (any, error) {
 
 // RegisterNode lets a node in that waits for it.
 func (c *Client) RegisterNode(ctx context.Context, req RegisterNodeRequest) (*Node, error) {
-	q := url.Values{"user": {string(req.User)}, "key": {req.Key}}
-	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", "register").query(q), nil)
+	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", "register").query(values(req)), nil)
 }
 
-func (s *server) deleteNode(r *http.Request) (any, error) {
+func (s *server) deleteNode(r *http.Request, _ *Empty) (*Empty, error) {
 	n, err := s.pathNode(r)
 	if err != nil {
 		return nil, err
 	}
-	return Empty{}, s.dropNode(r, n)
+	return &Empty{}, s.dropNode(r, n)
 }
 
 // dropNode removes n for good.
@@ -351,25 +381,7 @@ func (c *Client) DeleteNode(ctx context.Context, node Ref) error {
 	return c.do(ctx, http.MethodDelete, c.path("node", string(node)), nil, nil)
 }
 
-func (s *server) expireNode(r *http.Request) (any, error) {
-	var req ExpireNodeRequest
-	if v := query(r, "expiry"); v != "" {
-		t, err := ParseTime(v)
-		if err != nil {
-			return nil, err
-		}
-		req.Expiry = &t
-	}
-	switch v := query(r, "disableExpiry"); v {
-	case "", "false":
-	case "true":
-		req.DisableExpiry = true
-	default:
-		return nil, tailnet.Errorf(tailnet.Invalid, "disableExpiry=%q is neither true nor false", clip(v))
-	}
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) expireNode(r *http.Request, req *ExpireNodeRequest) (*NodeAnswer, error) {
 	if req.DisableExpiry && (req.Renew || req.Expiry != nil) || req.Renew && req.Expiry != nil {
 		return nil, tailnet.Errorf(tailnet.Invalid, "expiry, disableExpiry and renew contradict each other: give one of them")
 	}
@@ -398,11 +410,7 @@ func (c *Client) ExpireNode(ctx context.Context, node Ref, req ExpireNodeRequest
 	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "expire"), req)
 }
 
-func (s *server) approveNode(r *http.Request) (any, error) {
-	var req ApproveNodeRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) approveNode(r *http.Request, req *ApproveNodeRequest) (*NodeAnswer, error) {
 	yes, why := req.Approved == nil || *req.Approved, "approve"
 	if !yes {
 		why = "take back the approval"
@@ -424,7 +432,7 @@ func (c *Client) ApproveNode(ctx context.Context, node Ref, approved bool) (*Nod
 	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "approve"), ApproveNodeRequest{&approved})
 }
 
-func (s *server) renameNode(r *http.Request) (any, error) {
+func (s *server) renameNode(r *http.Request, _ *Empty) (*NodeAnswer, error) {
 	name, err := pathVar(r, "new")
 	if err != nil {
 		return nil, err
@@ -461,11 +469,7 @@ func (c *Client) RenameNode(ctx context.Context, node Ref, name string) (*Node, 
 	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "rename", name), nil)
 }
 
-func (s *server) setTags(r *http.Request) (any, error) {
-	var req SetTagsRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) setTags(r *http.Request, req *SetTagsRequest) (*NodeAnswer, error) {
 	change, why, err := s.retag(r, req.Tags)
 	if err != nil {
 		return nil, err
@@ -502,11 +506,7 @@ func (c *Client) TagNode(ctx context.Context, node Ref, tags []string) (*Node, e
 	return c.nodeAnswer(ctx, http.MethodPost, c.path("node", string(node), "tags"), SetTagsRequest{Tags: tags})
 }
 
-func (s *server) moveNode(r *http.Request) (any, error) {
-	req := MoveNodeRequest{User: Ref(query(r, "user"))}
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) moveNode(r *http.Request, req *MoveNodeRequest) (*NodeAnswer, error) {
 	u, err := findUser(s.State.Snapshot(), req.User)
 	if err != nil {
 		return nil, err

@@ -105,7 +105,7 @@ func TestListNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for user, want := range map[Ref][]ID{"": {1, 2, 3}, "junyao": {2}, "1": {2}, "2": {3}, "tagged-devices": {1}} {
-		nodes, err := w.client.ListNodes(w.ctx(), user)
+		nodes, err := w.client.ListNodes(w.ctx(), NodeFilter{User: user})
 		var got []ID
 		for _, n := range nodes {
 			got = append(got, n.ID)

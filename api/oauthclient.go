@@ -39,9 +39,16 @@ func oauthClientJSON(c *tailnet.Credential, used, now time.Time) *OAuthClient {
 }
 
 type (
+	// OAuthClientFilter chooses clients that are all that its fields say; empty ones choose all.
+	OAuthClientFilter struct {
+		Kind  string `query:"kind" enum:"client,federated"`
+		State string `query:"state" enum:"usable,expired,revoked"`
+		Page
+	}
 	// OAuthClientList is the answer to ListOAuthClients.
 	OAuthClientList struct {
 		OAuthClients []*OAuthClient `json:"oauthClients"`
+		NextPage     string         `json:"nextPage,omitempty"`
 	}
 	// OAuthClientAnswer is one client.
 	OAuthClientAnswer struct {
@@ -60,41 +67,43 @@ type (
 	}
 )
 
-func (s *server) oauthClientRoutes() []route {
+func (s *server) oauthClientOperations() []operation {
 	// What deals with both kinds asks for the scope of the kind itself: auth decides when it is known.
-	return []route{
-		{"/oauthclient", ops{http.MethodGet: {auth.Read(auth.ScopeOAuthKeys), s.listOAuthClients}, http.MethodPost: {auth.ScopeOAuthKeys, s.createOAuthClient}}},
-		{"/oauthclient/{client}", ops{http.MethodDelete: {auth.ScopeOAuthKeys, s.endOAuthClient(s.Auth.DeleteCredential)}}},
-		{"/oauthclient/{client}/revoke", ops{http.MethodPost: {auth.ScopeOAuthKeys, s.endOAuthClient(s.Auth.RevokeCredential)}}},
+	change := auth.ScopeOAuthKeys
+	return []operation{
+		get("/oauthclient", auth.Read(auth.ScopeOAuthKeys), "lists OAuth clients, and federated identities for who has `federated_keys:read` too", s.listOAuthClients),
+		post("/oauthclient", change, "makes an OAuth client; with an `issuer` a federated identity, which takes `federated_keys` as well", s.createOAuthClient),
+		post("/oauthclient/{client}/revoke", change, "ends one and its tokens", s.endOAuthClient(s.Auth.RevokeCredential)),
+		del("/oauthclient/{client}", change, "deletes one", s.endOAuthClient(s.Auth.DeleteCredential)),
 	}
 }
 
-func (s *server) listOAuthClients(r *http.Request) (any, error) {
+func (s *server) listOAuthClients(r *http.Request, f *OAuthClientFilter) (*OAuthClientList, error) {
 	used, err := s.Auth.CredentialUses(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	out := OAuthClientList{OAuthClients: []*OAuthClient{}}
+	out := &OAuthClientList{OAuthClients: []*OAuthClient{}}
 	for _, k := range auth.Keys(s.State.Snapshot(), auth.PrincipalOf(r.Context())) {
 		if c := k.Credential; c != nil && c.Kind != tailnet.APIKey {
-			out.OAuthClients = append(out.OAuthClients, oauthClientJSON(c, used[c.ID], s.Now()))
+			j := oauthClientJSON(c, used[c.ID], s.Now())
+			if (f.Kind == "" || f.Kind == j.Kind) && (f.State == "" || f.State == credentialState(j.RevokedAt, j.Usable)) {
+				out.OAuthClients = append(out.OAuthClients, j)
+			}
 		}
 	}
-	return out, nil
+	out.OAuthClients, out.NextPage, err = cut(out.OAuthClients, f.Page, func(c *OAuthClient) string { return c.ID })
+	return out, err
 }
 
-// ListOAuthClients are all OAuth clients and federated identities.
-func (c *Client) ListOAuthClients(ctx context.Context) ([]*OAuthClient, error) {
+// ListOAuthClients are the OAuth clients and federated identities that f chooses, sorted by id.
+func (c *Client) ListOAuthClients(ctx context.Context, f OAuthClientFilter) ([]*OAuthClient, error) {
 	var out OAuthClientList
-	err := c.do(ctx, http.MethodGet, c.path("oauthclient"), nil, &out)
+	err := c.do(ctx, http.MethodGet, c.path("oauthclient").query(values(f)), nil, &out)
 	return out.OAuthClients, err
 }
 
-func (s *server) createOAuthClient(r *http.Request) (any, error) {
-	var req CreateOAuthClientRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) createOAuthClient(r *http.Request, req *CreateOAuthClientRequest) (*OAuthClientAnswer, error) {
 	tags, err := parseTags(req.Tags)
 	if err != nil {
 		return nil, err
@@ -108,7 +117,7 @@ func (s *server) createOAuthClient(r *http.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return OAuthClientAnswer{oauthClientJSON(c, time.Time{}, s.Now())}, nil
+		return &OAuthClientAnswer{oauthClientJSON(c, time.Time{}, s.Now())}, nil
 	}
 	if req.Subject != "" || req.Audience != "" || len(req.Claims) > 0 {
 		return nil, tailnet.Errorf(tailnet.Invalid, "subject, audience and claims belong to a federated identity, which needs an issuer")
@@ -119,7 +128,7 @@ func (s *server) createOAuthClient(r *http.Request) (any, error) {
 	}
 	out := oauthClientJSON(c, time.Time{}, s.Now())
 	out.Secret = secret
-	return OAuthClientAnswer{out}, nil
+	return &OAuthClientAnswer{out}, nil
 }
 
 // CreateOAuthClient makes an OAuth client, whose secret is in the answer and never again, or a federated identity.
@@ -129,8 +138,8 @@ func (c *Client) CreateOAuthClient(ctx context.Context, req CreateOAuthClientReq
 	return out.OAuthClient, err
 }
 
-func (s *server) endOAuthClient(end func(ctx context.Context, p *auth.Principal, id string) error) handler {
-	return func(r *http.Request) (any, error) {
+func (s *server) endOAuthClient(end func(ctx context.Context, p *auth.Principal, id string) error) func(*http.Request, *Empty) (*Empty, error) {
+	return func(r *http.Request, _ *Empty) (*Empty, error) {
 		ref, err := pathVar(r, "client")
 		if err != nil {
 			return nil, err
@@ -139,7 +148,7 @@ func (s *server) endOAuthClient(end func(ctx context.Context, p *auth.Principal,
 		if c := s.State.Snapshot().Credential(id); c == nil || c.Kind == tailnet.APIKey {
 			return nil, tailnet.Errorf(tailnet.NotFound, "there is no OAuth client %q", clip(id))
 		}
-		return Empty{}, end(r.Context(), auth.PrincipalOf(r.Context()), id)
+		return &Empty{}, end(r.Context(), auth.PrincipalOf(r.Context()), id)
 	}
 }
 

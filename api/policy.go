@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,11 +26,8 @@ import (
 // maxPolicyBody is how many bytes of a request with a policy are read: JSON may need two for one of the text.
 const maxPolicyBody = 2*policy.MaxSize + 1<<20
 
-// How many versions of the policy are told at once.
-const (
-	defaultVersions = 50
-	maxVersions     = 100
-)
+// defaultVersions is how many versions of the policy are told at once if nobody asks for more.
+const defaultVersions = 50
 
 // maxFailures is how many failing tests are told of one policy.
 const maxFailures = 50
@@ -217,21 +215,29 @@ type (
 		Bytes     int        `json:"bytes"` // of the text; 0: no policy, everybody reaches everybody
 		InForce   bool       `json:"inForce"`
 	}
+	// PolicyHistoryFilter chooses a part of the versions. Without Limit it is 50.
+	PolicyHistoryFilter struct {
+		Page
+	}
 	// PolicyHistory are versions of the policy, the newest first.
 	PolicyHistory struct {
 		Versions []*PolicyVersion `json:"versions"`
+		NextPage string           `json:"nextPage,omitempty"` // the version to ask for those before it
 	}
 )
 
-func (s *server) policyRoutes() []route {
-	return []route{
-		{"/policy", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.getPolicy}, http.MethodPut: {auth.ScopePolicy, s.setPolicy}}},
-		{"/policy/check", ops{http.MethodPost: {auth.Read(auth.ScopePolicy), s.checkPolicy}}},
-		{"/policy/diff", ops{http.MethodPost: {auth.Read(auth.ScopePolicy), s.diffPolicy}}},
-		{"/policy/history", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.policyHistory}}},
-		{"/policy/version/{version}", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.policyVersion}}},
-		{"/policy/rollback", ops{http.MethodPost: {auth.ScopePolicy, s.rollbackPolicy}}},
-		{"/policy/explain", ops{http.MethodGet: {auth.Read(auth.ScopePolicy), s.explain}, http.MethodPost: {auth.Read(auth.ScopePolicy), s.explain}}},
+func (s *server) policyOperations() []operation {
+	read, change := auth.Read(auth.ScopePolicy), auth.ScopePolicy
+	return []operation{
+		get("/policy", read, "the policy, with its ETag", s.getPolicy),
+		put("/policy", change, "replaces the policy; `If-Match`", s.setPolicy),
+		post("/policy/check", read, "says whether a policy would be accepted", s.checkPolicy),
+		post("/policy/diff", read, "says what a policy would open and close", s.diffPolicy),
+		get("/policy/history", read, "lists versions, the newest first", s.policyHistory),
+		get("/policy/version/{version}", read, "one version", s.policyVersion),
+		post("/policy/rollback", change, "makes an old version the newest; `If-Match`", s.rollbackPolicy),
+		get("/policy/explain", read, "says why somebody reaches something, or does not", s.explain),
+		post("/policy/explain", read, "the same, with the question in the body", s.explain),
 	}
 }
 
@@ -276,7 +282,7 @@ func (s *server) policyJSON(sn *state.Snapshot, v *tailnet.PolicyVersion) *Polic
 	return out
 }
 
-func (s *server) getPolicy(*http.Request) (any, error) {
+func (s *server) getPolicy(*http.Request, *Empty) (*PolicyText, error) {
 	sn := s.State.Snapshot()
 	if s.PolicyFile != "" {
 		text := textInForce(sn.Policy)
@@ -292,26 +298,6 @@ func (c *Client) Policy(ctx context.Context) (*PolicyText, error) {
 	return &out, err
 }
 
-// readPolicyRequest is readJSON for bodies that hold a policy: bytes that are no text would be replaced silently.
-func readPolicyRequest(r *http.Request, v any) error {
-	b, err := readBody(r)
-	if err != nil {
-		return err
-	}
-	if !utf8.Valid(b) {
-		at := 0
-		for at < len(b) {
-			c, n := utf8.DecodeRune(b[at:])
-			if c == utf8.RuneError && n <= 1 {
-				break
-			}
-			at += n
-		}
-		return tailnet.Errorf(tailnet.Invalid, "the request is not valid UTF-8 at byte %d (0x%02x)", at+1, b[at])
-	}
-	return decodeJSON(b, v)
-}
-
 // policyOf is the policy that a request asks for; nil, without an error, for none.
 func policyOf(text string, none bool) (*policy.Policy, error) {
 	switch {
@@ -325,20 +311,16 @@ func policyOf(text string, none bool) (*policy.Policy, error) {
 	return ParsePolicy(text)
 }
 
-func (s *server) setPolicy(r *http.Request) (any, error) {
-	var req SetPolicyRequest
-	if err := readPolicyRequest(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) setPolicy(r *http.Request, req *SetPolicyRequest) (*SetPolicyAnswer, error) {
 	p, err := policyOf(req.Text, req.None)
 	if err != nil {
 		return nil, err
 	}
-	return s.putPolicy(r, p, req)
+	return s.putPolicy(r, p, *req)
 }
 
 // putPolicy puts p in force. req.Text counts no more.
-func (s *server) putPolicy(r *http.Request, p *policy.Policy, req SetPolicyRequest) (any, error) {
+func (s *server) putPolicy(r *http.Request, p *policy.Policy, req SetPolicyRequest) (*SetPolicyAnswer, error) {
 	for what, text := range map[string]string{"comment": req.Comment, "author": req.Author} {
 		if err := checkText(what, text); err != nil {
 			return nil, err
@@ -568,11 +550,7 @@ func (s *server) faults(t *trial, p *policy.Policy, allowUnknown bool) ([]Policy
 }
 
 // requested is the policy that a request for check or diff names, and whether it may name unknown users.
-func (s *server) requested(r *http.Request) (p *policy.Policy, allowUnknown bool, err error) {
-	var req PolicyRequest
-	if err := readPolicyRequest(r, &req); err != nil {
-		return nil, false, err
-	}
+func (s *server) requested(ctx context.Context, req *PolicyRequest) (p *policy.Policy, allowUnknown bool, err error) {
 	if req.Version == 0 {
 		p, err = policyOf(req.Text, req.None)
 		return p, req.AllowUnknownUsers, err
@@ -580,7 +558,7 @@ func (s *server) requested(r *http.Request) (p *policy.Policy, allowUnknown bool
 	if req.Text != "" || req.None {
 		return nil, false, tailnet.Errorf(tailnet.Invalid, "a policy and a version contradict each other: give one of them")
 	}
-	p, err = s.parseVersion(r.Context(), req.Version)
+	p, err = s.parseVersion(ctx, req.Version)
 	return p, true, err // who has been in force once is no slip of the pen
 }
 
@@ -593,9 +571,9 @@ func (s *server) parseVersion(ctx context.Context, id ID) (*policy.Policy, error
 	return ParsePolicy(v.Text)
 }
 
-func (s *server) checkPolicy(r *http.Request) (any, error) {
-	out := CheckPolicyAnswer{Warnings: []PolicyWarning{}}
-	p, allowUnknown, err := s.requested(r)
+func (s *server) checkPolicy(r *http.Request, req *PolicyRequest) (*CheckPolicyAnswer, error) {
+	out := &CheckPolicyAnswer{Faults: []PolicyFault{}, Warnings: []PolicyWarning{}}
+	p, allowUnknown, err := s.requested(r.Context(), req)
 	if err == nil {
 		var t *trial
 		out.Warnings = warningsOf(p, nil)
@@ -633,8 +611,8 @@ func (c *Client) CheckPolicy(ctx context.Context, req PolicyRequest) (*CheckPoli
 	return &out, err
 }
 
-func (s *server) diffPolicy(r *http.Request) (any, error) {
-	p, allowUnknown, err := s.requested(r)
+func (s *server) diffPolicy(r *http.Request, req *PolicyRequest) (*DiffPolicyAnswer, error) {
+	p, allowUnknown, err := s.requested(r.Context(), req)
 	if err != nil {
 		return nil, err
 	}
@@ -642,7 +620,7 @@ func (s *server) diffPolicy(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out DiffPolicyAnswer
+	out := new(DiffPolicyAnswer)
 	if t.stored != nil && s.PolicyFile == "" {
 		out.Version = ID(t.stored.ID)
 	}
@@ -663,21 +641,24 @@ func (c *Client) DiffPolicy(ctx context.Context, req PolicyRequest) (*DiffPolicy
 	return &out, err
 }
 
-func (s *server) policyHistory(r *http.Request) (any, error) {
-	limit := defaultVersions
-	if text := query(r, "limit"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > maxVersions {
-			return nil, tailnet.Errorf(tailnet.Invalid, "limit=%q is not a number from 1 to %d", clip(text), maxVersions)
-		}
-		limit = n
+func (s *server) policyHistory(r *http.Request, f *PolicyHistoryFilter) (*PolicyHistory, error) {
+	before, ok := Ref(f.After).id()
+	if f.After != "" && !ok {
+		return nil, notANextPage(f.After)
 	}
-	versions, err := s.State.Policies(r.Context(), limit)
+	limit := cmp.Or(f.Limit, defaultVersions)
+	versions, err := s.State.Policies(r.Context(), limit+1, tailnet.PolicyID(before))
 	if err != nil {
 		return nil, err
 	}
+	out := &PolicyHistory{Versions: []*PolicyVersion{}}
+	if len(versions) > limit {
+		versions = versions[:limit]
+		if f.Page != (Page{}) {
+			out.NextPage = ID(versions[limit-1].ID).String()
+		}
+	}
 	sn := s.State.Snapshot()
-	out := PolicyHistory{Versions: []*PolicyVersion{}}
 	for _, v := range versions {
 		newest := sn.Text != nil && v.ID == sn.Text.ID
 		out.Versions = append(out.Versions, &PolicyVersion{
@@ -699,7 +680,7 @@ func (c *Client) PolicyHistory(ctx context.Context, limit int) ([]*PolicyVersion
 	return out.Versions, err
 }
 
-func (s *server) policyVersion(r *http.Request) (any, error) {
+func (s *server) policyVersion(r *http.Request, _ *Empty) (*PolicyText, error) {
 	ref, err := pathVar(r, "version")
 	if err != nil {
 		return nil, err
@@ -722,11 +703,7 @@ func (c *Client) PolicyVersion(ctx context.Context, version ID) (*PolicyText, er
 	return &out, err
 }
 
-func (s *server) rollbackPolicy(r *http.Request) (any, error) {
-	var req RollbackPolicyRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) rollbackPolicy(r *http.Request, req *RollbackPolicyRequest) (*SetPolicyAnswer, error) {
 	if req.Version == 0 {
 		return nil, tailnet.Errorf(tailnet.Invalid, "no version is given: give the number of one in the history")
 	}

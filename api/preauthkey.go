@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"net/http"
-	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,9 +55,17 @@ func preAuthKeyJSON(sn *state.Snapshot, k *tailnet.PreAuthKey, now time.Time) *P
 }
 
 type (
+	// PreAuthKeyFilter chooses keys that are all that its fields say; empty ones choose all.
+	PreAuthKeyFilter struct {
+		User  Ref      `query:"user"`                                     // whose they are
+		Tags  []string `query:"tag"`                                      // may be repeated: keys that give one of them
+		State string   `query:"state" enum:"usable,used,expired,revoked"` // used: a key for one node that has had it
+		Page
+	}
 	// PreAuthKeyList is the answer to ListPreAuthKeys.
 	PreAuthKeyList struct {
 		PreAuthKeys []*PreAuthKey `json:"preAuthKeys"`
+		NextPage    string        `json:"nextPage,omitempty"`
 	}
 	// PreAuthKeyAnswer is one key.
 	PreAuthKeyAnswer struct {
@@ -76,57 +84,80 @@ type (
 	}
 	// ExpirePreAuthKeyRequest names a key by its id, or by Key: its secret or the part of it that is shown.
 	ExpirePreAuthKeyRequest struct {
-		ID  ID     `json:"id"`
+		ID  ID     `json:"id,omitempty"`
 		Key string `json:"key,omitempty"`
+	}
+	// DeletePreAuthKeyRequest is the same behind the "?".
+	DeletePreAuthKeyRequest struct {
+		ID  ID     `query:"id"`
+		Key string `query:"key"`
 	}
 )
 
-func (s *server) preAuthKeyRoutes() []route {
-	return []route{
-		{"/preauthkey", ops{
-			http.MethodGet: {auth.Read(auth.ScopeAuthKeys), s.listPreAuthKeys}, http.MethodPost: {auth.ScopeAuthKeys, s.createPreAuthKey},
-			http.MethodDelete: {auth.ScopeAuthKeys, s.deletePreAuthKey},
-		}},
-		{"/preauthkey/expire", ops{http.MethodPost: {auth.ScopeAuthKeys, s.expirePreAuthKey}}},
+func (s *server) preAuthKeyOperations() []operation {
+	change := auth.ScopeAuthKeys
+	return []operation{
+		get("/preauthkey", auth.Read(auth.ScopeAuthKeys), "lists keys with which nodes join", s.listPreAuthKeys),
+		post("/preauthkey", change, "makes one; the secret is in the answer, this once", s.createPreAuthKey),
+		del("/preauthkey", change, "deletes one", s.deletePreAuthKey),
+		post("/preauthkey/expire", change, "ends one", s.expirePreAuthKey),
 	}
 }
 
-func (s *server) listPreAuthKeys(r *http.Request) (any, error) {
-	sn := s.State.Snapshot()
+func (s *server) listPreAuthKeys(_ *http.Request, f *PreAuthKeyFilter) (*PreAuthKeyList, error) {
+	sn, now := s.State.Snapshot(), s.Now()
 	var owner tailnet.UserID
-	if ref := Ref(query(r, "user")); ref != "" {
-		u, err := findUser(sn, ref)
+	if f.User != "" {
+		u, err := findUser(sn, f.User)
 		if err != nil {
 			return nil, err
 		}
 		owner = u.ID
 	}
-	now := s.Now()
-	out := PreAuthKeyList{PreAuthKeys: []*PreAuthKey{}}
+	tags, err := parseTags(f.Tags)
+	if err != nil {
+		return nil, err
+	}
+	out := &PreAuthKeyList{PreAuthKeys: []*PreAuthKey{}}
 	for _, k := range sn.PreAuthKeys() {
-		if owner == 0 || k.User == owner {
+		if (owner == 0 || k.User == owner) && (f.State == "" || f.State == preAuthKeyState(k, now)) &&
+			(len(tags) == 0 || slices.ContainsFunc(k.Tags, func(t string) bool { return slices.Contains(tags, t) })) {
 			out.PreAuthKeys = append(out.PreAuthKeys, preAuthKeyJSON(sn, k, now))
 		}
 	}
-	return out, nil
+	out.PreAuthKeys, out.NextPage, err = cut(out.PreAuthKeys, f.Page, func(k *PreAuthKey) string { return byNumber(k.ID) })
+	return out, err
 }
 
-// ListPreAuthKeys are the keys of a namespace, or all if user is empty; sorted by id, used and expired ones among them.
-func (c *Client) ListPreAuthKeys(ctx context.Context, user Ref) ([]*PreAuthKey, error) {
-	q := url.Values{}
-	if user != "" {
-		q.Set("user", string(user))
+// States of keys, as filters name them.
+const (
+	keyUsable  = "usable"
+	keyUsed    = "used"
+	keyExpired = "expired"
+	keyRevoked = "revoked"
+)
+
+// preAuthKeyState is the first thing that keeps nodes from joining with k.
+func preAuthKeyState(k *tailnet.PreAuthKey, now time.Time) string {
+	switch {
+	case k.Usable(now) == nil:
+		return keyUsable
+	case k.Revoked:
+		return keyRevoked
+	case k.Used && !k.Reusable:
+		return keyUsed
 	}
+	return keyExpired
+}
+
+// ListPreAuthKeys are the keys that f chooses, sorted by id.
+func (c *Client) ListPreAuthKeys(ctx context.Context, f PreAuthKeyFilter) ([]*PreAuthKey, error) {
 	var out PreAuthKeyList
-	err := c.do(ctx, http.MethodGet, c.path("preauthkey").query(q), nil, &out)
+	err := c.do(ctx, http.MethodGet, c.path("preauthkey").query(values(f)), nil, &out)
 	return out.PreAuthKeys, err
 }
 
-func (s *server) createPreAuthKey(r *http.Request) (any, error) {
-	var req CreatePreAuthKeyRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) createPreAuthKey(r *http.Request, req *CreatePreAuthKeyRequest) (*PreAuthKeyAnswer, error) {
 	tags, err := parseTags(req.ACLTags)
 	if err != nil {
 		return nil, err
@@ -164,7 +195,7 @@ func (s *server) createPreAuthKey(r *http.Request) (any, error) {
 	}
 	out := preAuthKeyJSON(s.State.Snapshot(), k, now)
 	out.Key = secret
-	return PreAuthKeyAnswer{out}, nil
+	return &PreAuthKeyAnswer{out}, nil
 }
 
 // CreatePreAuthKey makes a key. Its secret is in the answer and never again.
@@ -194,16 +225,12 @@ func findPreAuthKey(sn *state.Snapshot, req ExpirePreAuthKeyRequest) (*tailnet.P
 	return nil, tailnet.Errorf(tailnet.NotFound, "there is no such pre-auth key; name it by its id")
 }
 
-func (s *server) expirePreAuthKey(r *http.Request) (any, error) {
-	var req ExpirePreAuthKeyRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
-	found, err := findPreAuthKey(s.State.Snapshot(), req)
+func (s *server) expirePreAuthKey(r *http.Request, req *ExpirePreAuthKeyRequest) (*Empty, error) {
+	found, err := findPreAuthKey(s.State.Snapshot(), *req)
 	if err != nil {
 		return nil, err
 	}
-	return Empty{}, s.Auth.RevokePreAuthKey(r.Context(), found.ID)
+	return &Empty{}, s.Auth.RevokePreAuthKey(r.Context(), found.ID)
 }
 
 // ExpirePreAuthKey ends a key; nodes that joined with it stay.
@@ -211,16 +238,8 @@ func (c *Client) ExpirePreAuthKey(ctx context.Context, req ExpirePreAuthKeyReque
 	return c.do(ctx, http.MethodPost, c.path("preauthkey", "expire"), req, nil)
 }
 
-func (s *server) deletePreAuthKey(r *http.Request) (any, error) {
-	req := ExpirePreAuthKeyRequest{Key: query(r, "key")}
-	if v := query(r, "id"); v != "" {
-		id, ok := Ref(v).id()
-		if !ok {
-			return nil, tailnet.Errorf(tailnet.Invalid, "id=%q is not an id: a whole number is asked for", clip(v))
-		}
-		req.ID = ID(id)
-	}
-	k, err := findPreAuthKey(s.State.Snapshot(), req)
+func (s *server) deletePreAuthKey(r *http.Request, req *DeletePreAuthKeyRequest) (*Empty, error) {
+	k, err := findPreAuthKey(s.State.Snapshot(), ExpirePreAuthKeyRequest(*req))
 	if err != nil {
 		return nil, err
 	}
@@ -228,17 +247,10 @@ func (s *server) deletePreAuthKey(r *http.Request) (any, error) {
 		tx.DeletePreAuthKey(k.ID)
 		return nil
 	})
-	return Empty{}, err
+	return &Empty{}, err
 }
 
 // DeletePreAuthKey removes a key; nodes that joined with it stay.
 func (c *Client) DeletePreAuthKey(ctx context.Context, req ExpirePreAuthKeyRequest) error {
-	q := url.Values{}
-	if req.ID != 0 {
-		q.Set("id", req.ID.String())
-	}
-	if req.Key != "" {
-		q.Set("key", req.Key)
-	}
-	return c.do(ctx, http.MethodDelete, c.path("preauthkey").query(q), nil, nil)
+	return c.do(ctx, http.MethodDelete, c.path("preauthkey").query(values(DeletePreAuthKeyRequest(req))), nil, nil)
 }

@@ -43,7 +43,7 @@ func TestPreAuthKeys(t *testing.T) {
 	}
 
 	list := func(user Ref) (ids []ID) {
-		ks, err := w.client.ListPreAuthKeys(w.ctx(), user)
+		ks, err := w.client.ListPreAuthKeys(w.ctx(), PreAuthKeyFilter{User: user})
 		if err != nil {
 			t.Error(err)
 		}
@@ -76,7 +76,7 @@ func TestPreAuthKeys(t *testing.T) {
 			t.Errorf("key %d is still usable: %+v", id, k)
 		}
 	}
-	ks, err := w.client.ListPreAuthKeys(w.ctx(), "")
+	ks, err := w.client.ListPreAuthKeys(w.ctx(), PreAuthKeyFilter{})
 	if err != nil || ks[0].Usable || !ks[0].Revoked || !ks[3].Usable {
 		t.Errorf("listed: %+v %+v, %v", ks[0], ks[3], err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -27,7 +26,18 @@ type Route struct {
 type (
 	// RouteList is the answer to all operations on routes.
 	RouteList struct {
-		Routes []*Route `json:"routes"`
+		Routes   []*Route `json:"routes"`
+		NextPage string   `json:"nextPage,omitempty"`
+	}
+	// RouteFilter chooses routes that are all that its fields say; empty ones choose all.
+	RouteFilter struct {
+		Node       Ref    `query:"node"`
+		Enabled    *bool  `query:"enabled"`
+		Advertised *bool  `query:"advertised"`
+		Primary    *bool  `query:"primary"` // its node carries it now
+		Exit       *bool  `query:"exit"`
+		Prefix     string `query:"prefix"` // this very one; of an address: those it lies in
+		Page
 	}
 	// RoutesRequest says which routes of a node to enable or to disable. All stands for every route that the node
 	// advertises (enable) or that is enabled (disable). Exit routes go in a pair, whichever of them is named.
@@ -39,16 +49,23 @@ type (
 		All               bool     `json:"all,omitempty"`
 		AllowUnadvertised bool     `json:"allowUnadvertised,omitempty"`
 	}
+	// ApproveRoutesRequest is a RoutesRequest for the node that the path names.
+	ApproveRoutesRequest struct {
+		Routes            []string `json:"routes"`
+		All               bool     `json:"all,omitempty"`
+		AllowUnadvertised bool     `json:"allowUnadvertised,omitempty"`
+	}
 )
 
-func (s *server) routeRoutes() []route {
-	return []route{
-		{"/routes", ops{http.MethodGet: {auth.Read(auth.ScopeRoutes), s.listRoutes}}},
-		{"/routes/enable", ops{http.MethodPost: {auth.ScopeRoutes, s.routesHandler("enable routes", enableRoutes)}}},
-		{"/routes/disable", ops{http.MethodPost: {auth.ScopeRoutes, s.routesHandler("disable routes", disableRoutes)}}},
-		{"/routes/exact", ops{http.MethodPost: {auth.ScopeRoutes, s.routesHandler("replace routes", exactRoutes)}}},
-		{"/node/{node}/routes", ops{http.MethodGet: {auth.Read(auth.ScopeRoutes), s.listNodeRoutes}}},
-		{"/node/{node}/approve_routes", ops{http.MethodPost: {auth.ScopeRoutes, s.approveRoutes}}},
+func (s *server) routeOperations() []operation {
+	read, change := auth.Read(auth.ScopeRoutes), auth.ScopeRoutes
+	return []operation{
+		get("/routes", read, "lists routes", s.listRoutes),
+		post("/routes/enable", change, "enables routes of a node", s.routesHandler("enable routes", enableRoutes)),
+		post("/routes/disable", change, "disables routes of a node", s.routesHandler("disable routes", disableRoutes)),
+		post("/routes/exact", change, "replaces the enabled routes of a node", s.routesHandler("replace routes", exactRoutes)),
+		get("/node/{node}/routes", read, "routes of one node", s.listNodeRoutes),
+		post("/node/{node}/approve_routes", change, "the same as exact, in headscale's shape", s.approveRoutes),
 	}
 }
 
@@ -65,68 +82,80 @@ func routesJSON(n *state.Node) []*Route {
 	return out
 }
 
-func (s *server) listRoutes(r *http.Request) (any, error) {
+func (s *server) listRoutes(_ *http.Request, f *RouteFilter) (*RouteList, error) {
 	sn := s.State.Snapshot()
 	nodes := sn.Nodes()
-	if ref := Ref(query(r, "node")); ref != "" {
-		n, err := findNode(sn, ref)
+	if f.Node != "" {
+		n, err := findNode(sn, f.Node)
 		if err != nil {
 			return nil, err
 		}
 		nodes = []*state.Node{n}
 	}
-	out := RouteList{Routes: []*Route{}}
-	for _, n := range nodes {
-		out.Routes = append(out.Routes, routesJSON(n)...)
+	about, err := prefixFilter(f.Prefix)
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	out := &RouteList{Routes: []*Route{}}
+	for _, n := range nodes {
+		for _, rt := range routesJSON(n) {
+			if chosen(f.Enabled, rt.Enabled) && chosen(f.Advertised, rt.Advertised) && chosen(f.Primary, rt.IsPrimary) && chosen(f.Exit, rt.Exit) && about(rt) {
+				out.Routes = append(out.Routes, rt)
+			}
+		}
+	}
+	out.Routes, out.NextPage, err = cut(out.Routes, f.Page, func(rt *Route) string { return byNumber(rt.NodeID) + " " + rt.Prefix })
+	return out, err
 }
 
-func (s *server) listNodeRoutes(r *http.Request) (any, error) {
+// prefixFilter says which routes RouteFilter.Prefix chooses.
+func prefixFilter(text string) (func(*Route) bool, error) {
+	if text == "" {
+		return func(*Route) bool { return true }, nil
+	}
+	if a, err := netip.ParseAddr(text); err == nil {
+		return func(rt *Route) bool { return netip.MustParsePrefix(rt.Prefix).Contains(a.Unmap()) }, nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return nil, tailnet.Errorf(tailnet.Invalid, "prefix=%q is neither a prefix such as 10.0.0.0/8 nor an address", clip(text))
+	}
+	return func(rt *Route) bool { return rt.Prefix == p.Masked().String() }, nil
+}
+
+func (s *server) listNodeRoutes(r *http.Request, _ *Empty) (*RouteList, error) {
 	n, err := s.pathNode(r)
 	if err != nil {
 		return nil, err
 	}
-	return RouteList{routesJSON(n)}, nil
+	return &RouteList{Routes: routesJSON(n)}, nil
 }
 
-// ListRoutes are the routes of a node or, if node is empty, of all nodes, sorted by node and prefix.
-func (c *Client) ListRoutes(ctx context.Context, node Ref) ([]*Route, error) {
-	q := url.Values{}
-	if node != "" {
-		q.Set("node", string(node))
-	}
+// ListRoutes are the routes that f chooses, sorted by node and prefix.
+func (c *Client) ListRoutes(ctx context.Context, f RouteFilter) ([]*Route, error) {
 	var out RouteList
-	err := c.do(ctx, http.MethodGet, c.path("routes").query(q), nil, &out)
+	err := c.do(ctx, http.MethodGet, c.path("routes").query(values(f)), nil, &out)
 	return out.Routes, err
 }
 
 // routesHandler is the operation that makes the approved routes of a node what f says.
-func (s *server) routesHandler(why string, f func(*tailnet.Node, RoutesRequest) ([]netip.Prefix, error)) handler {
-	return func(r *http.Request) (any, error) {
-		var req RoutesRequest
-		if err := readJSON(r, &req); err != nil {
-			return nil, err
-		}
-		n, err := s.setRoutes(r, why, req, f)
+func (s *server) routesHandler(why string, f func(*tailnet.Node, RoutesRequest) ([]netip.Prefix, error)) func(*http.Request, *RoutesRequest) (*RouteList, error) {
+	return func(r *http.Request, req *RoutesRequest) (*RouteList, error) {
+		n, err := s.setRoutes(r, why, *req, f)
 		if err != nil {
 			return nil, err
 		}
-		return RouteList{routesJSON(n)}, nil
+		return &RouteList{Routes: routesJSON(n)}, nil
 	}
 }
 
 // approveRoutes is exactRoutes in headscale's shape.
-func (s *server) approveRoutes(r *http.Request) (any, error) {
-	var req RoutesRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) approveRoutes(r *http.Request, in *ApproveRoutesRequest) (*NodeAnswer, error) {
 	ref, err := pathVar(r, "node")
 	if err != nil {
 		return nil, err
 	}
-	req.Node = Ref(ref)
+	req := RoutesRequest{Node: Ref(ref), Routes: in.Routes, All: in.All, AllowUnadvertised: in.AllowUnadvertised}
 	n, err := s.setRoutes(r, "replace routes", req, exactRoutes)
 	if err != nil {
 		return nil, err

@@ -65,11 +65,11 @@ func TestRoutes(t *testing.T) {
 		if err != nil || show(rs) != step.want {
 			t.Errorf("%s: %s, %v; want %s", step.what, show(rs), err, step.want)
 		}
-		if again, err := c.ListRoutes(w.ctx(), step.node); err != nil || show(again) != step.want {
+		if again, err := c.ListRoutes(w.ctx(), RouteFilter{Node: step.node}); err != nil || show(again) != step.want {
 			t.Errorf("%s: listed as %s, %v", step.what, show(again), err)
 		}
 	}
-	all, err := c.ListRoutes(w.ctx(), "")
+	all, err := c.ListRoutes(w.ctx(), RouteFilter{})
 	if err != nil || show(all) != "-10.8.0.0/16 -192.168.199.0/24 +0.0.0.0/0* +::/0*" || all[0].NodeName != "homeds" || all[3].NodeID != 3 || !all[3].Exit {
 		t.Errorf("all routes: %s, %v", show(all), err)
 	}
@@ -88,10 +88,10 @@ func TestPrimaryIsShown(t *testing.T) {
 		}
 	}
 	w.online(2)
-	if rs, err := w.client.ListRoutes(w.ctx(), "homeds"); err != nil || show(rs) != "-10.8.0.0/16 +192.168.199.0/24*" {
+	if rs, err := w.client.ListRoutes(w.ctx(), RouteFilter{Node: "homeds"}); err != nil || show(rs) != "-10.8.0.0/16 +192.168.199.0/24*" {
 		t.Errorf("first router: %s, %v", show(rs), err)
 	}
-	if rs, err := w.client.ListRoutes(w.ctx(), "spare"); err != nil || show(rs) != "+192.168.199.0/24" {
+	if rs, err := w.client.ListRoutes(w.ctx(), RouteFilter{Node: "spare"}); err != nil || show(rs) != "+192.168.199.0/24" {
 		t.Errorf("second router: %s, %v", show(rs), err)
 	}
 }

@@ -9,39 +9,7 @@
 // named key and never null, unknown keys ignored. What is ours stands beside it: routes, derp/map, version, login, sshcheck, what
 // is below policy, and more keys in a node and in a policy.
 //
-//	GET    /user ?id=&name=&email=            GET    /preauthkey ?user=
-//	POST   /user                              POST   /preauthkey
-//	DELETE /user/{user}                       DELETE /preauthkey ?id=
-//	POST   /user/{user}/rename/{new}          POST   /preauthkey/expire
-//	GET    /node ?user=                       GET    /routes ?node=
-//	GET    /node/{node}                       POST   /routes/enable, /routes/disable, /routes/exact
-//	DELETE /node/{node}                       GET    /node/{node}/routes
-//	POST   /node/register ?user=&key=         POST   /node/{node}/approve_routes
-//	POST   /node/{node}/expire, …/approve     GET    /login
-//	POST   /node/{node}/rename/{new}          GET    /derp/map
-//	POST   /node/{node}/tags                  GET    /health
-//	POST   /node/{node}/user                  GET    /version
-//	POST   /user/{user}/role, …/approve,      GET    /sshcheck
-//	       …/suspend, …/restore               GET    /settings
-//	                                          PATCH  /settings
-//	GET    /apikey                            POST   /sshcheck/{id}/approve, /sshcheck/{id}/deny
-//	POST   /apikey                            POST   /apikey/expire, /apikey/revoke
-//	DELETE /apikey/{prefix}                   POST   /oauthclient/{client}/revoke
-//	GET    /oauthclient                       DELETE /oauthclient/{client}
-//	POST   /oauthclient                       GET    /admin
-//	DELETE /admin/{user}                      POST   /admin/link, /admin/{user}/reset
-//	GET    /events (a stream)
-//	GET    /audit                             GET    /webhook
-//	POST   /webhook                           POST   /webhook/{webhook}/rotate, /webhook/{webhook}/test
-//	PATCH  /webhook/{webhook}                 DELETE /webhook/{webhook}
-//
-//	GET    /dns                               POST   /dns/records
-//	PATCH  /dns                               DELETE /dns/records ?name=&value=
-//
-//	GET    /policy                            GET    /policy/history ?limit=
-//	PUT    /policy, If-Match                  GET    /policy/version/{version}
-//	POST   /policy/check                      POST   /policy/rollback
-//	POST   /policy/diff                       GET    /policy/explain ?src=&dst=&port=&proto= (or POST)
+// Each noun's file declares its operations (operation.go); docs/api.md lists all of them, and GET /api/v1/openapi.json describes them.
 //
 // {user} is an id or a name; {node} is an id, a MagicDNS name, an address or a stable id. An id wins over a name that looks
 // like one.
@@ -54,7 +22,7 @@
 //
 // # Who may call
 //
-// Every operation names a scope of auth (ops). With a Gate, a request must bring an API key or an access token, and may do what the
+// Every operation names a scope of auth. With a Gate, a request must bring an API key or an access token, and may do what the
 // role of its user and the scopes of the key allow: 401 if it brings none, 403 if it may not, 429 after too many wrong ones. Without
 // a Gate the handler asks for nothing and must be mounted on the unix socket only (ListenUnix), where the file's mode decides.
 package api
@@ -107,7 +75,10 @@ type Options struct {
 
 	Events *Events // nil: nobody is told what happens
 
-	Health func(ctx context.Context) error // nil: always well
+	Health func(ctx context.Context) []HealthCheck // whether the server is well; nil: always
+
+	About  func() About // what the server says of itself; nil: nothing
+	Netmap NetmapFunc   // nil: there are no maps
 
 	// Cluster are the servers that share the database, without their Nodes; nil if there is one server.
 	Cluster func(ctx context.Context) ([]ClusterServer, error)
@@ -140,7 +111,10 @@ type op struct {
 
 func newServer(o Options) *server {
 	if o.Health == nil {
-		o.Health = func(context.Context) error { return nil }
+		o.Health = func(context.Context) []HealthCheck { return nil }
+	}
+	if o.About == nil {
+		o.About = func() About { return About{} }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -154,7 +128,7 @@ func newServer(o Options) *server {
 // NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
 func NewServer(o Options) http.Handler {
 	s := newServer(o)
-	return s.mount(Prefix, s.routes(), s.serve, s.writeError)
+	return s.mount(Prefix, table(s.operations()), s.serve, s.writeError)
 }
 
 // mount answers routes, which are below prefix, by serve, and everything else by fail.
@@ -180,27 +154,30 @@ func (s *server) mount(prefix string, routes []route, serve func(http.ResponseWr
 // errorWriter answers a request that has failed.
 type errorWriter func(w http.ResponseWriter, r *http.Request, err error)
 
-func (s *server) routes() []route {
+// operations are those of v1.
+func (s *server) operations() []operation {
 	return slices.Concat(
-		s.userRoutes(),
-		s.nodeRoutes(),
-		s.attributeRoutes(),
-		s.routeRoutes(),
-		s.preAuthKeyRoutes(),
-		s.apiKeyRoutes(),
-		s.oauthClientRoutes(),
-		s.loginRoutes(),
-		s.sshCheckRoutes(),
-		s.adminRoutes(),
-		s.policyRoutes(),
-		s.auditRoutes(),
-		s.eventRoutes(),
-		s.webhookRoutes(),
-		s.settingsRoutes(),
-		s.dnsRoutes(),
-		s.derpRoutes(),
-		s.clusterRoutes(),
-		s.healthRoutes(),
+		s.userOperations(),
+		s.nodeOperations(),
+		s.attributeOperations(),
+		s.routeOperations(),
+		s.preAuthKeyOperations(),
+		s.apiKeyOperations(),
+		s.oauthClientOperations(),
+		s.loginOperations(),
+		s.sshCheckOperations(),
+		s.adminOperations(),
+		s.policyOperations(),
+		s.auditOperations(),
+		s.eventOperations(),
+		s.webhookOperations(),
+		s.settingsOperations(),
+		s.dnsOperations(),
+		s.derpOperations(),
+		s.clusterOperations(),
+		s.healthOperations(),
+		s.statusOperations(),
+		s.netmapOperations(),
 	)
 }
 
@@ -296,23 +273,6 @@ func pathVar(r *http.Request, name string) (string, error) {
 		return "", tailnet.Errorf(tailnet.Invalid, "%q in the path is not escaped correctly", clip(mux.Vars(r)[name]))
 	}
 	return v, nil
-}
-
-// query is a parameter behind the "?", in either of the spellings that grpc-gateway knows: preAuthKey or pre_auth_key.
-func query(r *http.Request, camel string) string {
-	q := r.URL.Query()
-	if v := q.Get(camel); v != "" {
-		return v
-	}
-	var snake strings.Builder
-	for _, c := range camel {
-		if 'A' <= c && c <= 'Z' {
-			snake.WriteByte('_')
-			c += 'a' - 'A'
-		}
-		snake.WriteRune(c)
-	}
-	return q.Get(snake.String())
 }
 
 // clip shortens foreign text for an error message.

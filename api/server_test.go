@@ -37,7 +37,7 @@ type world struct {
 	st      *state.State
 	auth    *auth.Auth
 	log     bytes.Buffer
-	health  error // what Options.Health says
+	health  string // what Options.Health says of the database
 	db      *db.DB
 	handler http.Handler
 	client  *Client // over a unix socket
@@ -70,7 +70,7 @@ func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
 	}
 	ao := Options{
 		Version: "1.2.3", Now: clock,
-		Health: func(context.Context) error { return w.health },
+		Health: func(context.Context) []HealthCheck { return []HealthCheck{{Name: "database", Error: w.health}} },
 		Log:    slog.New(slog.NewTextHandler(&w.log, nil)),
 	}
 	change(&so, &ao)
@@ -418,10 +418,19 @@ func TestHealthAndVersion(t *testing.T) {
 	if h, err := w.client.Health(w.ctx()); err != nil || !h.DatabaseConnectivity {
 		t.Errorf("health: %+v, %v", h, err)
 	}
-	w.health = errors.New("disk on fire")
+	w.health = "disk on fire"
 	_, err := w.client.Health(w.ctx())
-	if tailnet.CodeOf(err) != tailnet.Unavailable || strings.Contains(err.Error(), "fire") {
+	if tailnet.CodeOf(err) != tailnet.Unavailable || !strings.Contains(err.Error(), "database: disk on fire") {
 		t.Errorf("health of a broken server: %v", err)
+	}
+	for scope, told := range map[string]bool{auth.Read(auth.ScopeFlowLogs): false, auth.Read(auth.ScopeDevices): true} {
+		h := NewServer(Options{State: w.st, Auth: w.auth, Gate: NewGate(w.auth, nil, nil), Health: func(context.Context) []HealthCheck {
+			return []HealthCheck{{Name: "database", Error: w.health}}
+		}, Log: slog.New(slog.DiscardHandler)})
+		rec, p := send(h, "192.0.2.1", "GET", "/api/v1/health", "Bearer "+w.apiKey(0, scope), "")
+		if rec.Code != http.StatusServiceUnavailable || !strings.Contains(p.Message, "database") || strings.Contains(p.Message, "fire") != told {
+			t.Errorf("%s: %d %s", scope, rec.Code, p.Message)
+		}
 	}
 	v, err := w.client.ServerVersion(w.ctx())
 	if err != nil || v.Version != "1.2.3" || v.Go.Version == "" {

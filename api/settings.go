@@ -54,21 +54,20 @@ type (
 	}
 )
 
-func (s *server) settingsRoutes() []route {
-	return []route{
-		{"/settings", ops{
-			http.MethodGet: {auth.Read(auth.ScopeFeatures), s.getSettings}, http.MethodPatch: {auth.ScopeFeatures, s.changeSettings},
-		}},
+func (s *server) settingsOperations() []operation {
+	return []operation{
+		get("/settings", auth.Read(auth.ScopeFeatures), "the tailnet's settings: approval, how long keys live, contacts", s.getSettings),
+		patch("/settings", auth.ScopeFeatures, "changes those that are named", s.changeSettings),
 	}
 }
 
-func (s *server) getSettings(*http.Request) (any, error) {
+func (s *server) getSettings(*http.Request, *Empty) (*SettingsAnswer, error) {
 	v := s.State.Snapshot().Tailnet.Settings
 	out := &Settings{
 		DeviceApproval: v.DeviceApproval, UserApproval: v.UserApproval, KeyDurationSeconds: keyDurationSeconds(v.KeyDuration),
 		EffectiveKeyDurationSeconds: int64(s.Auth.KeyDuration(v) / time.Second), Contacts: Contacts(v.Contacts),
 	}
-	return SettingsAnswer{out}, nil
+	return &SettingsAnswer{out}, nil
 }
 
 // GetSettings are the tailnet's settings.
@@ -78,11 +77,7 @@ func (c *Client) GetSettings(ctx context.Context) (*Settings, error) {
 	return out.Settings, err
 }
 
-func (s *server) changeSettings(r *http.Request) (any, error) {
-	var req ChangeSettingsRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) changeSettings(r *http.Request, req *ChangeSettingsRequest) (*SettingsAnswer, error) {
 	var keys time.Duration
 	if d := req.KeyDurationSeconds; d != nil {
 		var err error
@@ -107,7 +102,7 @@ func (s *server) changeSettings(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.getSettings(r)
+	return s.getSettings(r, nil)
 }
 
 // apply is to with what c changes; c may be nil.

@@ -35,9 +35,16 @@ type SSHCheck struct {
 	DecidedBy   string     `json:"decidedBy"`
 }
 
+// SSHCheckFilter chooses sessions.
+type SSHCheckFilter struct {
+	Node Ref `query:"node"` // from it or to it
+	Page
+}
+
 // SSHCheckList is the answer to ListSSHChecks.
 type SSHCheckList struct {
 	SSHChecks []*SSHCheck `json:"sshChecks"`
+	NextPage  string      `json:"nextPage,omitempty"`
 }
 
 // SSHCheckAnswer is the answer to ApproveSSHCheck and DenySSHCheck.
@@ -45,11 +52,11 @@ type SSHCheckAnswer struct {
 	SSHCheck *SSHCheck `json:"sshCheck"`
 }
 
-func (s *server) sshCheckRoutes() []route {
-	return []route{
-		{"/sshcheck", ops{http.MethodGet: {auth.Read(auth.ScopeDevices), s.listSSHChecks}}},
-		{"/sshcheck/{id}/approve", ops{http.MethodPost: {auth.ScopeDevices, s.decideSSHCheck(s.Auth.ApproveSSH)}}},
-		{"/sshcheck/{id}/deny", ops{http.MethodPost: {auth.ScopeDevices, s.decideSSHCheck(s.Auth.DenySSH)}}},
+func (s *server) sshCheckOperations() []operation {
+	return []operation{
+		get("/sshcheck", auth.Read(auth.ScopeDevices), "SSH sessions that wait to be confirmed", s.listSSHChecks),
+		post("/sshcheck/{id}/approve", auth.ScopeDevices, "confirms one", s.decideSSHCheck(s.Auth.ApproveSSH)),
+		post("/sshcheck/{id}/deny", auth.ScopeDevices, "ends one", s.decideSSHCheck(s.Auth.DenySSH)),
 	}
 }
 
@@ -74,20 +81,31 @@ func (s *server) sshCheck(c *tailnet.SSHCheck) *SSHCheck {
 	return out
 }
 
-func (s *server) listSSHChecks(r *http.Request) (any, error) {
+func (s *server) listSSHChecks(r *http.Request, f *SSHCheckFilter) (*SSHCheckList, error) {
+	var node ID
+	if f.Node != "" {
+		n, err := findNode(s.State.Snapshot(), f.Node)
+		if err != nil {
+			return nil, err
+		}
+		node = ID(n.ID)
+	}
 	checks, err := s.Auth.SSHChecks(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	out := SSHCheckList{SSHChecks: []*SSHCheck{}}
+	out := &SSHCheckList{SSHChecks: []*SSHCheck{}}
 	for _, c := range checks {
-		out.SSHChecks = append(out.SSHChecks, s.sshCheck(c))
+		if j := s.sshCheck(c); node == 0 || j.SourceID == node || j.DestID == node {
+			out.SSHChecks = append(out.SSHChecks, j)
+		}
 	}
-	return out, nil
+	out.SSHChecks, out.NextPage, err = cut(out.SSHChecks, f.Page, func(c *SSHCheck) string { return byTime(*c.CreatedAt, c.ID) })
+	return out, err
 }
 
-func (s *server) decideSSHCheck(decide func(ctx context.Context, id, by string) (*tailnet.SSHCheck, error)) handler {
-	return func(r *http.Request) (any, error) {
+func (s *server) decideSSHCheck(decide func(ctx context.Context, id, by string) (*tailnet.SSHCheck, error)) func(*http.Request, *Empty) (*SSHCheckAnswer, error) {
+	return func(r *http.Request, _ *Empty) (*SSHCheckAnswer, error) {
 		text, err := pathVar(r, "id")
 		if err != nil {
 			return nil, err
@@ -100,7 +118,7 @@ func (s *server) decideSSHCheck(decide func(ctx context.Context, id, by string) 
 		if err != nil {
 			return nil, err
 		}
-		return SSHCheckAnswer{s.sshCheck(c)}, nil
+		return &SSHCheckAnswer{s.sshCheck(c)}, nil
 	}
 }
 

@@ -56,7 +56,7 @@ func TestClientCredentials(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.ListNodes(w.ctx(), ""); err != nil {
+			if _, err := c.ListNodes(w.ctx(), NodeFilter{}); err != nil {
 				t.Error(err)
 			}
 			if _, err := c.ListUsers(w.ctx(), UserFilter{}); tailnet.CodeOf(err) != tailnet.Denied {
@@ -80,20 +80,20 @@ func TestClientCredentials(t *testing.T) {
 		t.Fatalf("%+v %v", tok, err)
 	}
 	c, _ := NewClient(srv.URL, tok.AccessToken)
-	if _, err := c.ListPreAuthKeys(w.ctx(), ""); err != nil {
+	if _, err := c.ListPreAuthKeys(w.ctx(), PreAuthKeyFilter{}); err != nil {
 		t.Error(err)
 	}
 	if _, err := c.CreatePreAuthKey(w.ctx(), CreatePreAuthKeyRequest{ACLTags: []string{"tag:web"}}); tailnet.CodeOf(err) != tailnet.Denied {
 		t.Error(err)
 	}
-	clients, err := w.client.ListOAuthClients(w.ctx())
+	clients, err := w.client.ListOAuthClients(w.ctx(), OAuthClientFilter{})
 	if err != nil || len(clients) != 1 || clients[0].LastSeen == nil || clients[0].Secret != "" {
 		t.Errorf("%+v %v", clients, err)
 	}
 	if err := w.client.RevokeOAuthClient(w.ctx(), oc.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.ListPreAuthKeys(w.ctx(), ""); tailnet.CodeOf(err) != tailnet.Unauthenticated {
+	if _, err := c.ListPreAuthKeys(w.ctx(), PreAuthKeyFilter{}); tailnet.CodeOf(err) != tailnet.Unauthenticated {
 		t.Errorf("a token of a revoked client: %v", err)
 	}
 	if _, err := cfg.Token(w.ctx()); err == nil || !strings.Contains(err.Error(), "invalid_client") {
@@ -284,7 +284,7 @@ func TestTokenExchange(t *testing.T) {
 	if err := w.client.DeleteOAuthClient(w.ctx(), fed.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.ListPreAuthKeys(w.ctx(), ""); tailnet.CodeOf(err) != tailnet.Unauthenticated {
+	if _, err := c.ListPreAuthKeys(w.ctx(), PreAuthKeyFilter{}); tailnet.CodeOf(err) != tailnet.Unauthenticated {
 		t.Errorf("a token of what is gone: %v", err)
 	}
 }

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/skein-vpn/skein/auth"
@@ -59,13 +58,17 @@ func userOf(sn *state.Snapshot, id tailnet.UserID) *User {
 type (
 	// UserFilter chooses users; empty fields choose all.
 	UserFilter struct {
-		ID    ID
-		Name  string
-		Email string
+		ID     ID     `query:"id"`
+		Name   string `query:"name"`  // exactly
+		Email  string `query:"email"` // exactly
+		Role   string `query:"role" enum:"owner,admin,network-admin,it-admin,billing-admin,auditor,member"`
+		Status string `query:"status" enum:"active,needs-approval,suspended"`
+		Page
 	}
 	// UserList is the answer to ListUsers.
 	UserList struct {
-		Users []*User `json:"users"`
+		Users    []*User `json:"users"`
+		NextPage string  `json:"nextPage,omitempty"`
 	}
 	// UserAnswer is one user.
 	UserAnswer struct {
@@ -81,19 +84,22 @@ type (
 	SetRoleRequest struct {
 		Role string `json:"role"`
 	}
-	// Empty is the answer of operations that have nothing to say.
+	// Empty is the request of operations that ask for nothing more than their path says, and the answer of those that have
+	// nothing to say.
 	Empty struct{}
 )
 
-func (s *server) userRoutes() []route {
-	return []route{
-		{"/user", ops{http.MethodGet: {auth.Read(auth.ScopeUsers), s.listUsers}, http.MethodPost: {auth.ScopeUsers, s.createUser}}},
-		{"/user/{user}", ops{http.MethodDelete: {auth.ScopeUsers, s.deleteUser}}},
-		{"/user/{user}/rename/{new}", ops{http.MethodPost: {auth.ScopeUsers, s.renameUser}}},
-		{"/user/{user}/approve", ops{http.MethodPost: {auth.ScopeUsers, s.activateUser}}},
-		{"/user/{user}/suspend", ops{http.MethodPost: {auth.ScopeUsers, s.suspendUser}}},
-		{"/user/{user}/restore", ops{http.MethodPost: {auth.ScopeUsers, s.activateUser}}},
-		{"/user/{user}/role", ops{http.MethodPost: {auth.ScopeUsers, s.setRole}}},
+func (s *server) userOperations() []operation {
+	change := auth.ScopeUsers
+	return []operation{
+		get("/user", auth.Read(auth.ScopeUsers), "lists users (namespaces)", s.listUsers),
+		post("/user", change, "makes a user", s.createUser),
+		del("/user/{user}", change, "deletes a user without nodes, with its keys", s.deleteUser),
+		post("/user/{user}/rename/{new}", change, "renames a user", s.renameUser),
+		post("/user/{user}/role", change, "gives a user a role, not above one's own", s.setRole),
+		post("/user/{user}/approve", change, "lets a user take part who signed in and waits for it", s.activateUser),
+		post("/user/{user}/suspend", change, "cuts the nodes of a user off, and lets none join", s.suspendUser),
+		post("/user/{user}/restore", change, "takes a suspension back", s.activateUser),
 	}
 }
 
@@ -105,45 +111,29 @@ func (s *server) pathUser(r *http.Request) (*tailnet.User, error) {
 	return findUser(s.State.Snapshot(), Ref(ref))
 }
 
-func (s *server) listUsers(r *http.Request) (any, error) {
-	id := Ref(query(r, "id"))
-	wanted, ok := id.id()
-	if id != "" && !ok {
-		return nil, tailnet.Errorf(tailnet.Invalid, "id=%q is not an id: a whole number is asked for", clip(string(id)))
-	}
-	name, email := query(r, "name"), query(r, "email")
-	out := UserList{Users: []*User{}}
+func (s *server) listUsers(_ *http.Request, f *UserFilter) (*UserList, error) {
+	out := &UserList{Users: []*User{}}
 	for _, u := range s.State.Snapshot().Users() {
-		if wanted != 0 && u.ID != tailnet.UserID(wanted) || name != "" && u.Name != name || email != "" && u.Email != email {
+		j := userJSON(u)
+		if f.ID != 0 && j.ID != f.ID || f.Name != "" && j.Name != f.Name || f.Email != "" && j.Email != f.Email ||
+			f.Role != "" && j.Role != f.Role || f.Status != "" && j.Status != f.Status {
 			continue
 		}
-		out.Users = append(out.Users, userJSON(u))
+		out.Users = append(out.Users, j)
 	}
-	return out, nil
+	var err error
+	out.Users, out.NextPage, err = cut(out.Users, f.Page, func(u *User) string { return byNumber(u.ID) })
+	return out, err
 }
 
 // ListUsers are the namespaces that f chooses, sorted by id.
 func (c *Client) ListUsers(ctx context.Context, f UserFilter) ([]*User, error) {
-	q := url.Values{}
-	if f.ID != 0 {
-		q.Set("id", f.ID.String())
-	}
-	if f.Name != "" {
-		q.Set("name", f.Name)
-	}
-	if f.Email != "" {
-		q.Set("email", f.Email)
-	}
 	var out UserList
-	err := c.do(ctx, http.MethodGet, c.path("user").query(q), nil, &out)
+	err := c.do(ctx, http.MethodGet, c.path("user").query(values(f)), nil, &out)
 	return out.Users, err
 }
 
-func (s *server) createUser(r *http.Request) (any, error) {
-	var req CreateUserRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
+func (s *server) createUser(r *http.Request, req *CreateUserRequest) (*UserAnswer, error) {
 	if err := tailnet.CheckUserName(req.Name); err != nil {
 		return nil, err
 	}
@@ -162,7 +152,7 @@ func (s *server) createUser(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return UserAnswer{userJSON(u)}, nil
+	return &UserAnswer{userJSON(u)}, nil
 }
 
 // CreateUser makes a namespace.
@@ -172,7 +162,7 @@ func (c *Client) CreateUser(ctx context.Context, req CreateUserRequest) (*User, 
 	return out.User, err
 }
 
-func (s *server) renameUser(r *http.Request) (any, error) {
+func (s *server) renameUser(r *http.Request, _ *Empty) (*UserAnswer, error) {
 	old, err := s.pathUser(r)
 	if err != nil {
 		return nil, err
@@ -202,7 +192,7 @@ func (s *server) renameUser(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return UserAnswer{userJSON(renamed)}, nil
+	return &UserAnswer{userJSON(renamed)}, nil
 }
 
 // RenameUser gives a namespace another name.
@@ -212,20 +202,16 @@ func (c *Client) RenameUser(ctx context.Context, user Ref, name string) (*User, 
 	return out.User, err
 }
 
-func (s *server) setRole(r *http.Request) (any, error) {
+func (s *server) setRole(r *http.Request, req *SetRoleRequest) (*UserAnswer, error) {
 	found, err := s.pathUser(r)
 	if err != nil {
-		return nil, err
-	}
-	var req SetRoleRequest
-	if err := readJSON(r, &req); err != nil {
 		return nil, err
 	}
 	changed, err := s.changeRole(r, found, req.Role)
 	if err != nil {
 		return nil, err
 	}
-	return UserAnswer{userJSON(changed)}, nil
+	return &UserAnswer{userJSON(changed)}, nil
 }
 
 // changeRole makes a user what to says, one of Roles.
@@ -265,15 +251,15 @@ func (c *Client) SetUserRole(ctx context.Context, user Ref, role string) (*User,
 }
 
 // activateUser lets a user take part who waited for approval, or was suspended.
-func (s *server) activateUser(r *http.Request) (any, error) {
+func (s *server) activateUser(r *http.Request, _ *Empty) (*UserAnswer, error) {
 	return s.setUserStatus(r, tailnet.UserActive)
 }
 
-func (s *server) suspendUser(r *http.Request) (any, error) {
+func (s *server) suspendUser(r *http.Request, _ *Empty) (*UserAnswer, error) {
 	return s.setUserStatus(r, tailnet.UserSuspended)
 }
 
-func (s *server) setUserStatus(r *http.Request, status tailnet.UserStatus) (any, error) {
+func (s *server) setUserStatus(r *http.Request, status tailnet.UserStatus) (*UserAnswer, error) {
 	found, err := s.pathUser(r)
 	if err != nil {
 		return nil, err
@@ -282,7 +268,7 @@ func (s *server) setUserStatus(r *http.Request, status tailnet.UserStatus) (any,
 	if err != nil {
 		return nil, err
 	}
-	return UserAnswer{userJSON(changed)}, nil
+	return &UserAnswer{userJSON(changed)}, nil
 }
 
 // changeStatus lets a user take part, or suspends one.
@@ -336,12 +322,12 @@ func (c *Client) userDo(ctx context.Context, user Ref, what string) (*User, erro
 	return out.User, err
 }
 
-func (s *server) deleteUser(r *http.Request) (any, error) {
+func (s *server) deleteUser(r *http.Request, _ *Empty) (*Empty, error) {
 	u, err := s.pathUser(r)
 	if err != nil {
 		return nil, err
 	}
-	return Empty{}, s.dropUser(r, u)
+	return &Empty{}, s.dropUser(r, u)
 }
 
 // dropUser deletes a user who has no nodes, with its pre-auth keys.

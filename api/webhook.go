@@ -46,9 +46,14 @@ func webhookJSON(h *tailnet.Webhook, s tailnet.WebhookState) *Webhook {
 }
 
 type (
+	// WebhookFilter chooses a part of them.
+	WebhookFilter struct {
+		Page
+	}
 	// WebhookList is the answer to ListWebhooks.
 	WebhookList struct {
 		Webhooks []*Webhook `json:"webhooks"`
+		NextPage string     `json:"nextPage,omitempty"`
 	}
 	// WebhookAnswer is one webhook.
 	WebhookAnswer struct {
@@ -62,13 +67,15 @@ type (
 	}
 )
 
-func (s *server) webhookRoutes() []route {
-	one := "/webhook/{webhook}"
-	return []route{
-		{"/webhook", ops{http.MethodGet: {auth.Read(auth.ScopeWebhooks), s.listWebhooks}, http.MethodPost: {auth.ScopeWebhooks, s.createWebhook}}},
-		{one, ops{http.MethodPatch: {auth.ScopeWebhooks, s.updateWebhook}, http.MethodDelete: {auth.ScopeWebhooks, s.deleteWebhook}}},
-		{one + "/rotate", ops{http.MethodPost: {auth.ScopeWebhooks, s.rotateWebhook}}},
-		{one + "/test", ops{http.MethodPost: {auth.ScopeWebhooks, s.testWebhook}}},
+func (s *server) webhookOperations() []operation {
+	change, one := auth.ScopeWebhooks, "/webhook/{webhook}"
+	return []operation{
+		get("/webhook", auth.Read(auth.ScopeWebhooks), "lists webhooks and how they do", s.listWebhooks),
+		post("/webhook", change, "makes one; its secret is in the answer, this once", s.createWebhook),
+		patch(one, change, "changes one", s.updateWebhook),
+		del(one, change, "deletes one", s.deleteWebhook),
+		post(one+"/rotate", change, "gives one a new secret", s.rotateWebhook),
+		post(one+"/test", change, "sends one a test event now", s.testWebhook),
 	}
 }
 
@@ -82,18 +89,24 @@ func (s *server) webhooks() (Webhooks, error) {
 
 // oneWebhook calls f with the webhook that r's path names.
 func (s *server) oneWebhook(r *http.Request, f func(ws Webhooks, id string) (any, error)) (any, error) {
-	ws, err := s.webhooks()
-	if err != nil {
-		return nil, err
-	}
-	id, err := pathVar(r, "webhook")
+	ws, id, err := s.pathWebhook(r)
 	if err != nil {
 		return nil, err
 	}
 	return f(ws, id)
 }
 
-func (s *server) listWebhooks(r *http.Request) (any, error) {
+// pathWebhook is the webhook that r's path names.
+func (s *server) pathWebhook(r *http.Request) (Webhooks, string, error) {
+	ws, err := s.webhooks()
+	if err != nil {
+		return nil, "", err
+	}
+	id, err := pathVar(r, "webhook")
+	return ws, id, err
+}
+
+func (s *server) listWebhooks(r *http.Request, f *WebhookFilter) (*WebhookList, error) {
 	ws, err := s.webhooks()
 	if err != nil {
 		return nil, err
@@ -102,11 +115,12 @@ func (s *server) listWebhooks(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := WebhookList{Webhooks: []*Webhook{}}
+	out := &WebhookList{Webhooks: []*Webhook{}}
 	for _, h := range hooks {
 		out.Webhooks = append(out.Webhooks, webhookJSON(h, states[h.ID]))
 	}
-	return out, nil
+	out.Webhooks, out.NextPage, err = cut(out.Webhooks, f.Page, func(h *Webhook) string { return byTime(*h.CreatedAt, h.ID) })
+	return out, err
 }
 
 // ListWebhooks are all webhooks, oldest first.
@@ -116,22 +130,18 @@ func (c *Client) ListWebhooks(ctx context.Context) ([]*Webhook, error) {
 	return out.Webhooks, err
 }
 
-func (s *server) createWebhook(r *http.Request) (any, error) {
+func (s *server) createWebhook(r *http.Request, req *WebhookRequest) (*WebhookAnswer, error) {
 	ws, err := s.webhooks()
 	if err != nil {
 		return nil, err
 	}
-	var req WebhookRequest
-	if err := readJSON(r, &req); err != nil {
-		return nil, err
-	}
-	h, err := ws.Create(r.Context(), webhook.Request(req))
+	h, err := ws.Create(r.Context(), webhook.Request(*req))
 	if err != nil {
 		return nil, err
 	}
 	out := webhookJSON(h, tailnet.WebhookState{})
 	out.Secret = h.Secret
-	return WebhookAnswer{out}, nil
+	return &WebhookAnswer{out}, nil
 }
 
 // CreateWebhook makes a webhook. The secret that its events are signed with is in the answer and never again.
@@ -145,18 +155,16 @@ func (c *Client) webhookAnswer(ctx context.Context, method string, t target, in 
 	return out.Webhook, err
 }
 
-func (s *server) updateWebhook(r *http.Request) (any, error) {
-	return s.oneWebhook(r, func(ws Webhooks, id string) (any, error) {
-		var req WebhookRequest
-		if err := readJSON(r, &req); err != nil {
-			return nil, err
-		}
-		h, err := ws.Update(r.Context(), id, webhook.Request(req))
-		if err != nil {
-			return nil, err
-		}
-		return WebhookAnswer{webhookJSON(h, tailnet.WebhookState{})}, nil
-	})
+func (s *server) updateWebhook(r *http.Request, req *WebhookRequest) (*WebhookAnswer, error) {
+	ws, id, err := s.pathWebhook(r)
+	if err != nil {
+		return nil, err
+	}
+	h, err := ws.Update(r.Context(), id, webhook.Request(*req))
+	if err != nil {
+		return nil, err
+	}
+	return &WebhookAnswer{webhookJSON(h, tailnet.WebhookState{})}, nil
 }
 
 // UpdateWebhook changes what a webhook is told, and where.
@@ -164,16 +172,18 @@ func (c *Client) UpdateWebhook(ctx context.Context, id string, req WebhookReques
 	return c.webhookAnswer(ctx, http.MethodPatch, c.path("webhook", id), req)
 }
 
-func (s *server) rotateWebhook(r *http.Request) (any, error) {
-	return s.oneWebhook(r, func(ws Webhooks, id string) (any, error) {
-		h, err := ws.Rotate(r.Context(), id)
-		if err != nil {
-			return nil, err
-		}
-		out := webhookJSON(h, tailnet.WebhookState{})
-		out.Secret = h.Secret
-		return WebhookAnswer{out}, nil
-	})
+func (s *server) rotateWebhook(r *http.Request, _ *Empty) (*WebhookAnswer, error) {
+	ws, id, err := s.pathWebhook(r)
+	if err != nil {
+		return nil, err
+	}
+	h, err := ws.Rotate(r.Context(), id)
+	if err != nil {
+		return nil, err
+	}
+	out := webhookJSON(h, tailnet.WebhookState{})
+	out.Secret = h.Secret
+	return &WebhookAnswer{out}, nil
 }
 
 // RotateWebhook gives a webhook a new secret, which is in the answer and never again.
@@ -181,8 +191,12 @@ func (c *Client) RotateWebhook(ctx context.Context, id string) (*Webhook, error)
 	return c.webhookAnswer(ctx, http.MethodPost, c.path("webhook", id, "rotate"), nil)
 }
 
-func (s *server) testWebhook(r *http.Request) (any, error) {
-	return s.oneWebhook(r, func(ws Webhooks, id string) (any, error) { return Empty{}, ws.Test(r.Context(), id) })
+func (s *server) testWebhook(r *http.Request, _ *Empty) (*Empty, error) {
+	ws, id, err := s.pathWebhook(r)
+	if err != nil {
+		return nil, err
+	}
+	return &Empty{}, ws.Test(r.Context(), id)
 }
 
 // TestWebhook sends a webhook an event of the type test, now.
@@ -190,8 +204,12 @@ func (c *Client) TestWebhook(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodPost, c.path("webhook", id, "test"), nil, nil)
 }
 
-func (s *server) deleteWebhook(r *http.Request) (any, error) {
-	return s.oneWebhook(r, func(ws Webhooks, id string) (any, error) { return Empty{}, ws.Delete(r.Context(), id) })
+func (s *server) deleteWebhook(r *http.Request, _ *Empty) (*Empty, error) {
+	ws, id, err := s.pathWebhook(r)
+	if err != nil {
+		return nil, err
+	}
+	return &Empty{}, ws.Delete(r.Context(), id)
 }
 
 // DeleteWebhook removes a webhook.

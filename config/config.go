@@ -349,7 +349,7 @@ type Webhooks struct {
 // Log is about the server's own log, on stderr.
 type Log struct {
 	Level  string `key:"level" live:"true"` // debug, info, warn, error
-	Format string `key:"format"`            // text, json
+	Format string `key:"format"`            // auto, text, json
 }
 
 // Limits protect the server from strangers. Zero: no limit.
@@ -393,7 +393,7 @@ func Default() *Config {
 		Node:                  Node{Ephemeral: Ephemeral{InactivityTimeout: Duration(30 * time.Minute)}},
 		Routes:                Routes{FailoverAfter: Duration(3 * time.Second), RestartGrace: Duration(30 * time.Second)},
 		Taildrop:              Taildrop{Enabled: true},
-		Log:                   Log{Level: "info", Format: "text"},
+		Log:                   Log{Level: "info", Format: "auto"},
 		Audit:                 Audit{Retention: Duration(365 * 24 * time.Hour)},
 		Limits:                Limits{PendingRegistrations: 1000, RegistrationsPerMinute: 600, ConnectionsPerAddress: 1000},
 	}

@@ -224,7 +224,7 @@ func TestFaults(t *testing.T) {
 			`SKEIN_DNS_BASEDOMAIN: unknown environment variable; did you mean SKEIN_DNS_BASE_DOMAIN?`,
 			`SKEIN_QQQQQQQQQQQQQQQQ: unknown environment variable: no setting has this name; unset it`,
 			`SKEIN_SOKET: unknown environment variable; did you mean SKEIN_SOCKET?`,
-			`SKEIN_LOG_FORMAT: log.format: "": want text or json`,
+			`SKEIN_LOG_FORMAT: log.format: "": want auto or text or json`,
 		}},
 		{name: "flag", flags: map[string]string{"listen": ":1"}, want: []string{`listen: listen: unknown key; did you mean listen_addr?`}},
 		{name: "wrong kinds", file: "listen_addr: [a]\nderp:\n  urls: http://a\n  server: 1\n  update_frequency: {}\ndns:\n  nameservers:\n    split: [a]\n    global: {a: b}\n  extra_records: [{nam: a}, x, {name: [1]}]\ntrusted_proxies: [10.0.0.1/8, x]\n", want: []string{
@@ -367,7 +367,7 @@ func TestValues(t *testing.T) {
 		{"routes.restart_grace", "2h", "0 to 1h"},
 		{"log.level", "trace", "debug"},
 		{"log.level", "warn", ""},
-		{"log.format", "xml", "want text or json"},
+		{"log.format", "xml", "want auto or text or json"},
 		{"limits.connections_per_address", "-1", "0 for no limit"},
 		{"limits.connections_per_address", "0", ""},
 		{"taildrop.enabled", "no", ""},

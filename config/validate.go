@@ -305,7 +305,7 @@ func (k *checker) rest() {
 	} else {
 		k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	}
-	k.oneOf("log.format", c.Log.Format, "text", "json")
+	k.oneOf("log.format", c.Log.Format, "auto", "text", "json")
 	for _, l := range []struct {
 		key string
 		n   int

@@ -91,6 +91,9 @@ type Server struct {
 	round   atomic.Pointer[round] // the one that is now
 	atWork  atomic.Int64          // see work
 
+	enteredMu sync.Mutex
+	entered   []*mapSession // guarded by enteredMu: the map sessions that rounds look at
+
 	counters Counters
 
 	mu       sync.Mutex

@@ -22,6 +22,7 @@ type Counters struct {
 	HeldBack        atomic.Int64 // maps and reports of nodes that want too many; see Limits
 	TooMany         atomic.Int64 // refused, because they would have had to wait for too long
 	Rounds          atomic.Int64 // see rounds.go
+	Woken           atomic.Int64 // map sessions, by rounds
 	RoundNanos      atomic.Int64 // that they took, of those with many sessions
 	ForeignNodes    atomic.Int64 // requests for a node of another machine
 	ReplacedStreams atomic.Int64 // ended by a newer one of the same node

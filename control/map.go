@@ -134,12 +134,13 @@ type mapSession struct {
 	key      key.NodePublic
 	replaced chan struct{}             // closed when a newer stream of the node begins
 	pings    chan *tailcfg.PingRequest // one slot; what does not fit is dropped
+	place    place
 }
 
 func newMapSession(s *Server, w http.ResponseWriter, v netmap.Viewer, k key.NodePublic) *mapSession {
 	return &mapSession{
 		s: s, w: w, rc: http.NewResponseController(w), viewer: v, key: k,
-		replaced: make(chan struct{}), pings: make(chan *tailcfg.PingRequest, 1),
+		replaced: make(chan struct{}), pings: make(chan *tailcfg.PingRequest, 1), place: place{wake: make(chan *round, 1)},
 	}
 }
 
@@ -166,57 +167,62 @@ func (ms *mapSession) run(ctx context.Context) error {
 	if sn == nil || err != nil {
 		return err
 	}
+	ms.s.enter(ms, sn)
+	defer ms.s.exit(ms)
 	keepAlive := time.NewTimer(ms.s.keepAliveIn())
 	defer keepAlive.Stop()
-	seen := sn // sn is what the client knows, seen what was looked at
 	for {
-		var f netmap.Frame
-		next, known, ok := seen, sn, true
-		r := ms.s.joinRound(seen)
+		sent := true
 		select {
-		case <-r.next:
-			next = ms.s.o.State.Snapshot()
-			self := next.Node(ms.viewer.Node)
-			if self == nil {
-				r.leave()
-				return ms.send(ms.s.o.Encoder.Gone(next, sn.Node(ms.viewer.Node).Node, ms.viewer))
+		case r := <-ms.place.wake:
+			var goesOn bool
+			goesOn, sent, err = ms.follow()
+			r.leave()
+			if err != nil || !goesOn {
+				return err
 			}
-			if self.NodeKey != ms.key {
-				if self.Shown != ms.key {
-					r.leave()
-					return nil // renewed: the client goes on with its new key
-				}
-				ok = false // it is about to: until its new stream begins it keeps this one, with what it has been told
-				break
-			}
-			if f, ok = ms.s.o.Encoder.Delta(sn, next, ms.viewer); ok {
-				ms.s.counters.Deltas.Add(1)
-			}
-			known = next
 		case p := <-ms.pings:
-			f = ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p})
+			err = ms.send(ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p}))
 		case <-keepAlive.C:
-			f = netmap.KeepAlive(ms.viewer)
+			err = ms.send(netmap.KeepAlive(ms.viewer))
 			ms.s.counters.KeepAlives.Add(1)
 		case <-ms.replaced:
-			r.leave()
 			return nil
 		case <-ctx.Done():
-			r.leave()
 			return ctx.Err()
 		}
-		if ok {
-			if err = ms.send(f); err == nil && known != sn {
-				err = ms.tryKeys(sn, known)
-			}
-			keepAlive.Reset(ms.s.keepAliveIn())
-		}
-		r.leave()
 		if err != nil {
 			return err
 		}
-		sn, seen = known, next
+		if sent {
+			keepAlive.Reset(ms.s.keepAliveIn())
+		}
 	}
+}
+
+// follow sends what is new, if anything, and waits again; goesOn is false if the stream is to end.
+func (ms *mapSession) follow() (goesOn, sent bool, err error) {
+	known, next := ms.place.known, ms.s.o.State.Snapshot()
+	self := next.Node(ms.viewer.Node)
+	if self == nil {
+		return false, true, ms.send(ms.s.o.Encoder.Gone(next, known.Node(ms.viewer.Node).Node, ms.viewer))
+	}
+	if self.NodeKey != ms.key {
+		if self.Shown != ms.key {
+			return false, false, nil // renewed: the client goes on with its new key
+		}
+		ms.s.wait(ms, known, next) // it is about to: until its new stream begins it keeps this one, with what it has been told
+		return true, false, nil
+	}
+	f, sent := ms.s.o.Encoder.Delta(known, next, ms.viewer)
+	if sent {
+		ms.s.counters.Deltas.Add(1)
+		if err = ms.send(f); err == nil {
+			err = ms.tryKeys(known, next)
+		}
+	}
+	ms.s.wait(ms, next, next)
+	return true, sent, err
 }
 
 // begin sends the first map and takes the node online. The snapshot is what was sent; nil if there is nobody to send it to.

@@ -10,9 +10,13 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-// Policies are the versions of the tailnet's policy, the newest first, at most limit of them.
-func (d *DB) Policies(ctx context.Context, id tailnet.ID, limit int) ([]*tailnet.PolicyVersion, error) {
-	out, faults := policies(d.read.WithContext(ctx), id, limit, nil)
+// Policies are the versions of the tailnet's policy, the newest first, at most limit of them, and only those before a version; 0: all.
+func (d *DB) Policies(ctx context.Context, id tailnet.ID, limit int, before tailnet.PolicyID) ([]*tailnet.PolicyVersion, error) {
+	tx := d.read.WithContext(ctx)
+	if before > 0 {
+		tx = tx.Where("id < ?", before)
+	}
+	out, faults := policies(tx, id, limit, nil)
 	if err := errors.Join(faults...); err != nil {
 		return nil, d.explain(err)
 	}

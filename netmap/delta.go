@@ -27,6 +27,8 @@ type step struct {
 	renames bool             // all look different
 	renamed []tailnet.UserID // users that look different
 
+	nodesOnly bool // nothing is different but the nodes in changed
+
 	mu     sync.Mutex
 	frames map[frameKey]*shared // guarded by mu
 }
@@ -108,8 +110,8 @@ func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 	if st.renames {
 		return e.renamed(st, v, before, after), true
 	}
-	k := frameKey{audienceOf(from, before), audienceOf(to, after), v.Compress, from.DERP.For(v.Capver), to.DERP.For(v.Capver)}
-	if before == after && !st.all && to.Policy.Same(from.Policy, after.Node, v.Capver) {
+	k := st.key(before, after, v)
+	if st.alike(before, after, v) {
 		s := st.shared(k, v)
 		return s.frame, s.body != nil
 	}
@@ -129,6 +131,48 @@ func (e *Encoder) Delta(from, to *state.Snapshot, v Viewer) (f Frame, ok bool) {
 		return Frame{}, false
 	}
 	return newFrame(seal(v.Compress, o.close())), true
+}
+
+// key is what v, which is before and after, has in common with others.
+func (st *step) key(before, after *state.Node, v Viewer) frameKey {
+	return frameKey{audienceOf(st.from, before), audienceOf(st.to, after), v.Compress, st.from.DERP.For(v.Capver), st.to.DERP.For(v.Capver)}
+}
+
+// alike reports whether v, which is before and after, is told what its audience is told and nothing about itself.
+func (st *step) alike(before, after *state.Node, v Viewer) bool {
+	return before == after && !st.all && st.to.Policy.Same(st.from.Policy, after.Node, v.Capver)
+}
+
+// Look finds out, for one viewer after the other, whom a snapshot brings nothing new. It is not safe for concurrent use.
+type Look struct {
+	e       *Encoder
+	to      *state.Snapshot
+	st      *step
+	key     frameKey // of the viewer before this one
+	nothing bool     // for viewers with key
+}
+
+// Look looks at sn.
+func (e *Encoder) Look(sn *state.Snapshot) *Look { return &Look{e: e, to: sn} }
+
+// Nothing reports whether Delta has nothing for v on the way from an earlier snapshot. It may be false although Delta finds nothing:
+// what a viewer is told about itself is not looked at. So for most viewers it costs no more than a few comparisons.
+func (l *Look) Nothing(from *state.Snapshot, v Viewer) bool {
+	before, after := from.Node(v.Node), l.to.Node(v.Node)
+	if before == nil || before != after {
+		return false
+	}
+	fresh := l.st == nil || l.st.from != from
+	if fresh {
+		l.st = l.e.step(from, l.to)
+	}
+	if l.st.renames || !l.st.alike(before, after, v) {
+		return false
+	}
+	if k := l.st.key(before, after, v); fresh || k != l.key {
+		l.key, l.nothing = k, l.st.unseen(k) || l.st.shared(k, v).body == nil
+	}
+	return l.nothing
 }
 
 // renamed is the delta when all nodes have other names, and so all peers are to be told whole. They come in the blocks that full maps
@@ -205,7 +249,7 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	if before != after && !st.all {
 		changed = pairs(st.from.Nodes(), st.to.Nodes(), false)
 	}
-	past, present := eyes{audience: before, p: st.from.Policy}, eyes{audience: after, p: st.to.Policy}
+	past, present := st.eyes(before, after, len(changed))
 	var peers, patches [][]byte
 	var removed []tailcfg.NodeID
 	owners := map[tailnet.UserID]bool{}
@@ -268,6 +312,25 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	return about
 }
 
+// fewChanges are looked at for each audience without remembering anything.
+const fewChanges = 8
+
+// eyes are those of viewers before and after, for so many changes.
+func (st *step) eyes(before, after audience, changes int) (past, present eyes) {
+	remember := changes > fewChanges
+	return eyes{audience: before, p: st.from.Policy, remember: remember}, eyes{audience: after, p: st.to.Policy, remember: remember}
+}
+
+// unseen reports whether viewers with this key are told nothing because they see none of the few nodes that changed, and nothing else
+// did. Where each user's devices are an audience of their own, most of these need no frame then.
+func (st *step) unseen(k frameKey) bool {
+	if !st.nodesOnly || k.before != k.after || len(st.changed) > fewChanges {
+		return false
+	}
+	past, present := st.eyes(k.before, k.after, len(st.changed))
+	return !slices.ContainsFunc(st.changed, func(c *change) bool { return past.sees(c.old) || present.sees(c.new) })
+}
+
 // pairs walks two lists sorted by id; with onlyChanged it leaves out nodes that are the same value in both.
 func pairs(from, to []*state.Node, onlyChanged bool) (out []*change) {
 	for len(from) > 0 || len(to) > 0 {
@@ -315,6 +378,7 @@ func (e *Encoder) step(from, to *state.Snapshot) *step {
 			e.share(st)
 		}
 		st.renamed = renamedUsers(from, to)
+		st.nodesOnly = !st.all && len(st.renamed) == 0 && from.DNS == to.DNS && from.DERP == to.DERP
 	})
 	return st
 }

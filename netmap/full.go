@@ -55,12 +55,13 @@ func audienceOf(sn *state.Snapshot, v *state.Node) audience {
 	return a
 }
 
-// eyes are those of an audience in one snapshot. They remember what they have found out about classes, because they look at all
-// nodes. They are not safe for concurrent use.
+// eyes are those of an audience in one snapshot. They are not safe for concurrent use.
 type eyes struct {
 	audience
-	p       *policy.Compiled
-	classes []sight // by class
+	p *policy.Compiled
+
+	remember bool    // what was found out about classes, because many nodes are looked at
+	classes  []sight // by class
 }
 
 // sight is what an audience sees of a class.
@@ -78,10 +79,10 @@ func (y *eyes) sees(n *state.Node) bool {
 	if n == nil || y.blind || n.Class < 0 {
 		return false
 	}
-	for int(n.Class) >= len(y.classes) {
-		y.classes = append(y.classes, unknown)
+	s := unknown
+	if int(n.Class) < len(y.classes) {
+		s = y.classes[n.Class]
 	}
-	s := y.classes[n.Class]
 	if s == unknown {
 		switch {
 		case y.p.Sees(y.class, n.Class):
@@ -91,7 +92,12 @@ func (y *eyes) sees(n *state.Node) bool {
 		default:
 			s = nobody
 		}
-		y.classes[n.Class] = s
+		if y.remember {
+			if more := int(n.Class) + 1 - len(y.classes); more > 0 {
+				y.classes = append(y.classes, make([]sight, more)...)
+			}
+			y.classes[n.Class] = s
+		}
 	}
 	return (s == everyone || s == ownOnes && n.User == y.user) && n.Published()
 }
@@ -252,7 +258,7 @@ func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
 
 // visible are the nodes that the audience sees.
 func visible(sn *state.Snapshot, a audience) (out []*state.Node) {
-	y := eyes{audience: a, p: sn.Policy}
+	y := eyes{audience: a, p: sn.Policy, remember: true}
 	for _, n := range sn.Nodes() {
 		if y.sees(n) {
 			out = append(out, n)

@@ -22,7 +22,11 @@ type session struct {
 
 // step brings the session to sn as control does, and checks that what its client then knows is what sn says.
 func (s *session) step(t *rapid.T, w *world, sn *state.Snapshot) {
+	nothing := w.enc.Look(sn).Nothing(s.last, s.v)
 	if f, ok := w.enc.Delta(s.last, sn, s.v); ok {
+		if nothing {
+			t.Fatalf("node %d is said to be told nothing", s.v.Node)
+		}
 		if err := s.c.receive(f); err != nil {
 			r, _ := decodeFrame(frameBytes(f), s.v.Compress)
 			t.Fatalf("node %d: %v, in %s", s.v.Node, err, asText(r))

@@ -155,7 +155,7 @@ func (st *State) loadPolicy(ctx context.Context, c *tailnet.Contents, file *poli
 		st.log.Error("THE STORED POLICY CANNOT BE USED; the newest one that can be takes its place until it is mended with `skein policy set`",
 			"version", v.ID, "err", err)
 		if i == 0 {
-			older, err := st.store.Policies(ctx, st.id, maxOlderPolicies)
+			older, err := st.store.Policies(ctx, st.id, maxOlderPolicies, 0)
 			if err != nil {
 				st.log.Error("older versions of the policy cannot be read", "err", err)
 			}
@@ -189,9 +189,9 @@ var denyAll = func() *policy.Policy {
 	return p
 }()
 
-// Policies are the versions of the policy, the newest first, at most limit of them.
-func (st *State) Policies(ctx context.Context, limit int) ([]*tailnet.PolicyVersion, error) {
-	return st.store.Policies(ctx, st.id, limit)
+// Policies are the versions of the policy, the newest first, at most limit of them, and only those before a version; 0: all.
+func (st *State) Policies(ctx context.Context, limit int, before tailnet.PolicyID) ([]*tailnet.PolicyVersion, error) {
+	return st.store.Policies(ctx, st.id, limit, before)
 }
 
 // PolicyVersion is one version of the policy; a NotFound error if there is none with this number.

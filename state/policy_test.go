@@ -57,7 +57,7 @@ func TestSetPolicy(t *testing.T) {
 	if sn := st.Snapshot(); sn.Policy != policy.AllowAll() || sn.Text.ID != 3 || sn.Text.Text != "" {
 		t.Errorf("taken away: %+v", sn.Text)
 	}
-	versions, err := st.Policies(ctx, 2)
+	versions, err := st.Policies(ctx, 2, 0)
 	if err != nil || len(versions) != 2 || versions[0].ID != 3 || versions[1].Text != string(openPolicy.Text()) || versions[1].Author != "admin" || versions[1].Comment != "why not" {
 		t.Errorf("versions %+v, %v", versions, err)
 	}

@@ -22,8 +22,8 @@ type Store interface {
 	// by row: then Load tells.
 	Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, presence int64) (*tailnet.Step, error)
 
-	// Policies are the versions of the policy, the newest first, at most limit of them.
-	Policies(ctx context.Context, id tailnet.ID, limit int) ([]*tailnet.PolicyVersion, error)
+	// Policies are the versions of the policy, the newest first, at most limit of them, and only those before a version; 0: all.
+	Policies(ctx context.Context, id tailnet.ID, limit int, before tailnet.PolicyID) ([]*tailnet.PolicyVersion, error)
 
 	// Policy is one version of the policy; a tailnet.NotFound error if there is none with this number.
 	Policy(ctx context.Context, id tailnet.ID, version tailnet.PolicyID) (*tailnet.PolicyVersion, error)

@@ -22,6 +22,7 @@ type Settings struct {
 	NoiseKey   string // file
 	DERPKey    string // file; empty: none is named
 	PolicyPath string // file; empty: there is none, or the policy is in the database
+	ACMECert   string // file with the certificate that headscale has ordered, and its key; with "+rsa" at the end for old ones
 
 	Ours  []Setting // what goes into our configuration, sorted by key
 	Notes []string
@@ -109,6 +110,13 @@ func parseConfig(text []byte, dir string, env []string) (*Settings, error) {
 	}
 	if err := c.database(s, env); err != nil {
 		return nil, err
+	}
+	if host := c.text("tls_letsencrypt_hostname"); host != "" && c.text("tls_cert_path") == "" {
+		dir := c.file("tls_letsencrypt_cache_dir")
+		if dir == "" {
+			dir = "/var/www/.cache" // headscale's default
+		}
+		s.ACMECert = filepath.Join(dir, filepath.Base(strings.ToLower(host)))
 	}
 	mode := c.text("policy.mode")
 	if path := c.file("policy.path"); path != "" && mode != "database" {

@@ -88,8 +88,8 @@ func TestConfigDatabases(t *testing.T) {
 		if err != nil || s.Database != c.want {
 			t.Errorf("%s: %v %+v", c.text, err, s)
 		}
-		if strings.HasPrefix(c.want, "postgres") && strings.Contains(redact(c.want), "env") {
-			t.Errorf("the password is shown: %s", redact(c.want))
+		if strings.HasPrefix(c.want, "postgres") && strings.Contains(Redact(c.want), "env") {
+			t.Errorf("the password is shown: %s", Redact(c.want))
 		}
 	}
 	for text, want := range map[string]string{

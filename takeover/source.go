@@ -45,7 +45,7 @@ func Open(ctx context.Context, name string) (*Source, error) {
 	s := &Source{name: name, columns: map[string][]column{}}
 	open := s.openSQLite
 	if IsDSN(name) {
-		s.postgres, s.name = true, redact(name)
+		s.postgres, s.name = true, Redact(name)
 		open = s.openPostgres
 	}
 	err := open(ctx, name)
@@ -68,8 +68,8 @@ func (s *Source) Close() error {
 	return errors.Join(errs...)
 }
 
-// redact takes the password out of a name of a database.
-func redact(dsn string) string {
+// Redact takes the password out of a name of a database.
+func Redact(dsn string) string {
 	if u, err := url.Parse(dsn); err == nil && u.Scheme != "" {
 		q := u.Query()
 		q.Del("password")

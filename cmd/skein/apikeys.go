@@ -99,7 +99,7 @@ func (c *cli) apiKeysList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			keys, err := cl.ListAPIKeys(cmd.Context())
+			keys, err := cl.ListAPIKeys(cmd.Context(), api.APIKeyFilter{})
 			if err != nil {
 				return err
 			}

@@ -83,7 +83,8 @@ func startAdmin(dir string, cleanup func(func())) (*admin, error) {
 		return nil, err
 	}
 	acc := auth.NewAccounts(auth.AccountsOptions{State: st, Store: d, ServerURL: "http://192.0.2.1:8080", Secret: []byte("test"), Now: clock, Log: slog.New(slog.DiscardHandler)})
-	o := api.Options{State: st, Auth: a, Accounts: acc, Now: clock, Log: slog.New(slog.DiscardHandler)}
+	about := func() api.About { return api.About{URL: "http://192.0.2.1:8080"} }
+	o := api.Options{State: st, Auth: a, Accounts: acc, Version: "0", About: about, Now: clock, Log: slog.New(slog.DiscardHandler)}
 	o.Webhooks = webhook.New(webhook.Options{State: st, Store: d, Now: clock, Log: slog.New(slog.DiscardHandler)})
 	o.Events = api.NewEvents(api.EventsOptions{State: st, AuditLog: a.AuditLog, Now: clock, Log: slog.New(slog.DiscardHandler)})
 	run, stop := context.WithCancel(ctx)

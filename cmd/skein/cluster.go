@@ -239,16 +239,6 @@ func (s *server) stepAside(aside bool) {
 	}
 }
 
-// health is nil if this server serves as it should.
-func (s *server) health(ctx context.Context) error {
-	if s.cluster != nil {
-		if err := s.cluster.Health(); err != nil {
-			return err
-		}
-	}
-	return s.db.Health(ctx)
-}
-
 // noiseKey is the server's identity. Servers on one database have one together: that of the first, which may bring it in its file.
 func (s *server) noiseKey(ctx context.Context) (k key.MachinePrivate, err error) {
 	path := s.cfg.Noise.PrivateKeyPath

@@ -44,7 +44,7 @@ func (c *cli) completeNodes(cmd *cobra.Command, args []string, _ string) ([]cobr
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
-		nodes, err := cl.ListNodes(ctx, "")
+		nodes, err := cl.ListNodes(ctx, api.NodeFilter{})
 		for _, n := range nodes {
 			out = append(out, cobra.CompletionWithDesc(n.GivenName, "node "+n.ID.String()+" of "+n.Namespace()))
 		}
@@ -70,7 +70,7 @@ func (c *cli) completeKeys(cmd *cobra.Command, args []string, _ string) ([]cobra
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
-		keys, err := cl.ListPreAuthKeys(ctx, "")
+		keys, err := cl.ListPreAuthKeys(ctx, api.PreAuthKeyFilter{})
 		for _, k := range keys {
 			out = append(out, cobra.CompletionWithDesc(k.ID.String(), k.Key))
 		}
@@ -83,7 +83,7 @@ func (c *cli) completeAPIKeys(cmd *cobra.Command, args []string, _ string) ([]co
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
-		keys, err := cl.ListAPIKeys(ctx)
+		keys, err := cl.ListAPIKeys(ctx, api.APIKeyFilter{})
 		for _, k := range keys {
 			out = append(out, cobra.CompletionWithDesc(k.Prefix, k.Description))
 		}
@@ -96,7 +96,7 @@ func (c *cli) completeOAuthClients(cmd *cobra.Command, args []string, _ string) 
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
-		clients, err := cl.ListOAuthClients(ctx)
+		clients, err := cl.ListOAuthClients(ctx, api.OAuthClientFilter{})
 		for _, k := range clients {
 			out = append(out, cobra.CompletionWithDesc(k.ID, k.Description))
 		}
@@ -137,7 +137,7 @@ func (c *cli) completeRoutes(node *nodeFlag) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
-			routes, err := cl.ListRoutes(ctx, ref)
+			routes, err := cl.ListRoutes(ctx, api.RouteFilter{Node: ref})
 			for _, r := range routes {
 				out = append(out, r.Prefix)
 			}

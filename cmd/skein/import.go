@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ func newImportCommand(c *cli) *cobra.Command {
 // headscaleImport is one run of import headscale.
 type headscaleImport struct {
 	config, db, noiseKey, derpKey, policy string // as given
+	to                                    string // PostgreSQL database of the target; empty: SQLite in dir
 	dryRun, force                         bool
 
 	dir      string // data folder of the target
@@ -46,6 +48,7 @@ type importReport struct {
 	Done    bool            `json:"done"`    // false: it is not there
 	Again   bool            `json:"again"`   // it was there already, and nothing was written
 	DataDir string          `json:"dataDir"` // where it goes
+	To      string          `json:"to"`      // the PostgreSQL database for the rows, without its password; empty: db.sqlite in DataDir
 	Files   []string        `json:"files"`   // written, in DataDir
 	Dropped []importSetting `json:"settingsNotTaken"`
 }
@@ -65,13 +68,15 @@ same URL afterwards, and clients go on without a login.
 
 Stop headscale first. Nothing of it is changed: start it again to go back. What goes into the data folder is printed before, with
 everything that cannot stay as it was and why; --dry-run stops there. The command may be repeated; over a server that holds
-something else it refuses, unless --force puts that aside.
+something else it refuses, unless --force puts that aside. With --to everything but the files goes into a PostgreSQL database, which
+has to be empty.
 
 A policy that Skein cannot use stops the import, with its faults: mend a copy and name it with --policy.`,
 		Example: `  skein import headscale --config /etc/headscale/config.yaml --dry-run
   skein import headscale --config /etc/headscale/config.yaml --data-dir /var/lib/skein
   skein import headscale --db db.sqlite --noise-key noise_private.key --data-dir ./skein-data
-  skein import headscale --db postgres://headscale@db.example.com/headscale --noise-key noise_private.key`,
+  skein import headscale --db postgres://headscale@db.example.com/headscale --noise-key noise_private.key
+  skein import headscale --config /etc/headscale/config.yaml --to postgres://skein@db.example.com/skein`,
 		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if h.config == "" && (h.db == "" || h.noiseKey == "") {
@@ -86,6 +91,7 @@ A policy that Skein cannot use stops the import, with its faults: mend a copy an
 	f.StringVar(&h.noiseKey, "noise-key", "", "headscale's key, a `FILE` (noise.private_key_path)")
 	f.StringVar(&h.derpKey, "derp-key", "", "key of headscale's relay, a `FILE` (derp.server.private_key_path)")
 	f.StringVar(&h.policy, "policy", "", "policy `FILE` instead of headscale's")
+	f.StringVar(&h.to, "to", "", "PostgreSQL database that it goes to, a `URL` or connection string (default: SQLite in the data folder); the password may be in PGPASSWORD")
 	f.BoolVar(&h.dryRun, "dry-run", false, "only say what would be taken over")
 	f.BoolVar(&h.force, "force", false, "put aside what is in the data folder")
 	return cmd
@@ -111,6 +117,7 @@ func (c *cli) runImport(ctx context.Context, h *headscaleImport) (err error) {
 		return err
 	}
 	h.report.Report, h.report.DryRun, h.report.DataDir, h.report.Files = h.plan.Report, h.dryRun, h.dir, files
+	h.report.To = takeover.Redact(h.to)
 	if len(h.report.Policy.Faults) > 0 {
 		err = errors.New("the policy cannot be used as it is, so nothing is written: mend a copy of it and name that with --policy")
 	} else if !h.dryRun {
@@ -141,6 +148,7 @@ const (
 	importDERP   = "derp_server_private.key"
 	importPolicy = "policy.hujson"
 	importConfig = "config.yaml"
+	importTLS    = "tls.pem"
 )
 
 // read reads everything of headscale's.
@@ -219,6 +227,11 @@ func (h *headscaleImport) stage(dir string) (files []string, err error) {
 			return nil, err
 		}
 	}
+	if cert := h.certificate(); cert != nil {
+		if err := put(importTLS, cert); err != nil {
+			return nil, err
+		}
+	}
 	text, err := h.configuration(dir)
 	if err != nil {
 		return nil, err
@@ -244,6 +257,39 @@ func readMachineKey(path string) ([]byte, error) {
 	return b, nil
 }
 
+// certificate is the one that headscale has ordered by itself, with its key, if it is still good. Skein orders none, so it serves for
+// as long as it is valid.
+func (h *headscaleImport) certificate() []byte {
+	if h.settings.ACMECert == "" {
+		return nil
+	}
+	note := func(format string, args ...any) {
+		h.plan.Report.Notes = append(h.plan.Report.Notes, fmt.Sprintf(format, args...))
+	}
+	b, err := os.ReadFile(h.settings.ACMECert)
+	if errors.Is(err, os.ErrNotExist) {
+		b, err = os.ReadFile(h.settings.ACMECert + "+rsa")
+	}
+	var pair tls.Certificate
+	if err == nil {
+		pair, err = tls.X509KeyPair(b, b)
+	}
+	if err != nil {
+		note("headscale orders its certificate by itself, and none was found (%v): Skein needs tls_cert_path and tls_key_path.", err)
+		return nil
+	}
+	if end := pair.Leaf.NotAfter; time.Now().After(end) {
+		note("headscale's certificate has ended %s: Skein needs tls_cert_path and tls_key_path.", end.Format(time.DateOnly))
+		return nil
+	}
+	path := filepath.Join(h.dir, importTLS)
+	h.settings.Ours = append(h.settings.Ours, takeover.Setting{Key: "tls_cert_path", Value: path, From: "tls_letsencrypt_cache_dir"},
+		takeover.Setting{Key: "tls_key_path", Value: path, From: "tls_letsencrypt_cache_dir"})
+	note("headscale's certificate is taken over and valid until %s. Skein does not order a new one: let another program do so (certbot, lego) before that day.",
+		pair.Leaf.NotAfter.Format(time.DateOnly))
+	return b
+}
+
 // configuration makes our config.yaml. What our configuration does not know or not accept is left out and told.
 func (h *headscaleImport) configuration(scratch string) ([]byte, error) {
 	ours := []takeover.Setting{{Key: "data_dir", Value: h.dir, From: "data_dir"}}
@@ -257,6 +303,13 @@ func (h *headscaleImport) configuration(scratch string) ([]byte, error) {
 			takeover.Setting{Key: "policy.path", Value: filepath.Join(h.dir, importPolicy), From: "policy.path"})
 	} else {
 		ours = append(ours, takeover.Setting{Key: "policy.mode", Value: "database", From: "policy.mode"})
+	}
+	if h.to != "" {
+		ours = append(ours, takeover.Setting{Key: "database.type", Value: "postgres", From: "database.type"},
+			takeover.Setting{Key: "database.postgres.url", Value: h.to, From: "database.postgres.url"})
+		if os.Getenv("PGPASSWORD") != "" {
+			h.plan.Report.Notes = append(h.plan.Report.Notes, "The password of the PostgreSQL database is not in config.yaml: the server needs PGPASSWORD, too, or the password in database.postgres.url.")
+		}
 	}
 	path := filepath.Join(scratch, "try.yaml")
 	defer func() { _ = os.Remove(path) }()
@@ -302,29 +355,43 @@ func (h *headscaleImport) write(ctx context.Context, stage string, files []strin
 	if same {
 		return true, nil
 	}
-	if full && !h.force {
+	switch {
+	case full && h.to != "":
+		return false, fmt.Errorf("the database %s holds a server already; name an empty one", h.report.To)
+	case full && !h.force:
 		return false, fmt.Errorf("%s holds a server already, which --force puts aside: its database becomes %s.before-import-…", h.dir, importDB)
 	}
-	if err := h.fill(ctx, filepath.Join(stage, importDB)); err != nil {
-		return false, err
+	names := slices.Clone(files)
+	if h.to == "" {
+		if err := h.fill(ctx, db.Options{Path: filepath.Join(stage, importDB)}); err != nil {
+			return false, err
+		}
+		names = append(names, importDB)
 	}
 	now := time.Now().UTC().Format("20060102T150405Z")
-	for _, name := range append(slices.Clone(files), importDB) {
+	for _, name := range names {
 		if err := place(filepath.Join(stage, name), filepath.Join(h.dir, name), ".before-import-"+now); err != nil {
 			return false, err
 		}
 	}
-	h.report.Files = append(h.report.Files, importDB)
-	return false, nil
+	h.report.Files = names
+	if h.to == "" {
+		return false, nil
+	}
+	return false, h.fill(ctx, db.Options{URL: h.to})
 }
 
-// target reports whether the data folder holds a server that knows anybody, and whether that is what this import has made.
+// target reports whether the data folder, or the PostgreSQL database, holds a server that knows anybody, and whether that is what this
+// import has made.
 func (h *headscaleImport) target(ctx context.Context) (full, same bool, err error) {
-	path := filepath.Join(h.dir, importDB)
-	if fi, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || err == nil && fi.Size() == 0 {
-		return false, false, nil
+	o := db.Options{URL: h.to}
+	if h.to == "" {
+		o.Path = filepath.Join(h.dir, importDB)
+		if fi, err := os.Stat(o.Path); errors.Is(err, os.ErrNotExist) || err == nil && fi.Size() == 0 {
+			return false, false, nil
+		}
 	}
-	d, err := db.Open(ctx, db.Options{Path: path})
+	d, err := db.Open(ctx, o)
 	if err != nil {
 		return false, false, err
 	}
@@ -343,15 +410,16 @@ func (h *headscaleImport) target(ctx context.Context) (full, same bool, err erro
 	return c.Rev > 0, same, nil
 }
 
-// fill makes a new database that holds the plan.
-func (h *headscaleImport) fill(ctx context.Context, path string) (err error) {
-	d, err := db.Open(ctx, db.Options{Path: path})
+// fill makes a database that holds the plan; there is none yet, or it is empty.
+func (h *headscaleImport) fill(ctx context.Context, o db.Options) (err error) {
+	d, err := db.Open(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, d.Close())
-		_ = os.Remove(path + ".lock")
+		if err = errors.Join(err, d.Close()); o.URL == "" {
+			_ = os.Remove(o.Path + ".lock")
+		}
 	}()
 	c, err := d.Load(ctx, tailnet.DefaultID)
 	if err != nil {
@@ -466,10 +534,18 @@ func (c *cli) printImport(h *headscaleImport) error {
 	}
 	part("Settings that are not taken over:", dropped)
 	part("Note:", r.Notes)
+	and := ""
+	if r.To != "" {
+		and = "; everything else to " + r.To
+	}
 	if line(""); r.Done && !r.Again {
-		line("Written to %s: %s", r.DataDir, strings.Join(r.Files, ", "))
+		line("Written to %s: %s%s", r.DataDir, strings.Join(r.Files, ", "), and)
 	} else if !r.Done {
-		line("Nothing was written. It would go to %s: %s", r.DataDir, strings.Join(append(slices.Clone(r.Files), importDB), ", "))
+		files := slices.Clone(r.Files)
+		if r.To == "" {
+			files = append(files, importDB)
+		}
+		line("Nothing was written. It would go to %s: %s%s", r.DataDir, strings.Join(files, ", "), and)
 	}
 	_, err := io.WriteString(c.out, b.String())
 	return err

@@ -75,7 +75,7 @@ func TestImportedDatabases(t *testing.T) {
 				t.Fatal(err)
 			}
 			path := filepath.Join(dir, "db.sqlite")
-			if err := h.fill(context.Background(), path); err != nil {
+			if err := h.fill(context.Background(), db.Options{Path: path}); err != nil {
 				t.Fatal(err)
 			}
 			d, err := db.Open(context.Background(), db.Options{Path: path})

@@ -18,6 +18,7 @@ import (
 	tsapi "tailscale.com/client/tailscale/v2"
 
 	"github.com/skein-vpn/skein/policy"
+	"github.com/skein-vpn/skein/tailnet"
 	"github.com/skein-vpn/skein/takeover"
 )
 
@@ -25,12 +26,14 @@ import (
 type cloudImport struct {
 	out, tailnet, keyFile, base, server string
 	force, dryRun                       bool
+	apply, users                        bool // change the server; make namespaces there, too
 }
 
 // cloudReport is what is printed, for -o.
 type cloudReport struct {
 	Policy   importPolicyReport `json:"policy"`
 	DNS      cloudDNS           `json:"dns"`
+	Settings *cloudSettings     `json:"settings"` // null: they could not be read
 	Devices  []cloudDevice      `json:"devices"`
 	Users    []string           `json:"users"` // who own devices
 	Tags     []string           `json:"tags"`  // that devices have
@@ -38,7 +41,15 @@ type cloudReport struct {
 	Files    []string           `json:"files"` // written there; none with --dry-run
 	Dropped  []string           `json:"left"`  // what Skein has no place for
 	DryRun   bool               `json:"dryRun"`
+	Applied  []cloudStep        `json:"applied"` // what was, or with DryRun would be, changed at the server
 	policyIs string
+}
+
+// cloudSettings are the settings that Skein has, too.
+type cloudSettings struct {
+	DeviceApproval  bool `json:"deviceApproval"`
+	UserApproval    bool `json:"userApproval"`
+	KeyDurationDays int  `json:"keyDurationDays"`
 }
 
 type importPolicyReport struct {
@@ -48,10 +59,11 @@ type importPolicyReport struct {
 }
 
 type cloudDNS struct {
-	MagicDNS    bool                `json:"magicDNS"`
-	Nameservers []string            `json:"nameservers"`
-	Search      []string            `json:"searchPaths"`
-	Split       map[string][]string `json:"splitDNS"`
+	MagicDNS      bool                          `json:"magicDNS"`
+	OverrideLocal *bool                         `json:"overrideLocalDNS"` // null: not known
+	Nameservers   []tailnet.Resolver            `json:"nameservers"`
+	Search        []string                      `json:"searchPaths"`
+	Split         map[string][]tailnet.Resolver `json:"splitDNS"`
 }
 
 type cloudDevice struct {
@@ -72,20 +84,28 @@ const (
 func (c *cli) importTailscale() *cobra.Command {
 	h := &cloudImport{}
 	cmd := &cobra.Command{
-		Use: "tailscale --out DIR", Short: "Fetch policy, DNS settings and the list of devices from Tailscale",
+		Use: "tailscale (--out DIR | --apply)", Short: "Fetch policy, DNS, settings and the list of devices from Tailscale",
 		Long: `Fetch the policy, the DNS settings and the list of devices of a tailnet from Tailscale's API, and write them into a folder: the policy
 as it is (policy.hujson), the DNS settings as configuration (dns.yaml), the devices (devices.json), and the steps that are left, device by
-device (steps.txt). Nothing is changed, there or here. Devices cannot be taken over: their keys belong to Tailscale, so each
+device (steps.txt). Nothing is changed there. Devices cannot be taken over: their keys belong to Tailscale, so each
 logs in once more.
 
+With --apply the running server gets the policy, the DNS settings, and the settings that Skein has too (approval of devices and users,
+how long keys live); with --users also a namespace for everybody who owns a device, for servers without an identity provider. What is
+there already is left alone, so that it may be repeated; --dry-run says what would change.
+
 The API key comes from --api-key-file or TAILSCALE_API_KEY, or TAILSCALE_OAUTH_CLIENT_ID and TAILSCALE_OAUTH_CLIENT_SECRET; it has
-to be allowed to read policy, DNS and devices.`,
+to be allowed to read policy, DNS, devices and settings.`,
 		Example: `  TAILSCALE_API_KEY=tskey-api-… skein import tailscale --out move --server-url https://skein.example.com
+  skein import tailscale --api-key-file key --apply --dry-run
   skein policy check move/policy.hujson && skein policy set move/policy.hujson`,
 		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if h.out == "" && !h.dryRun {
-				return usagef("name a folder for what is fetched with --out, or look only with --dry-run")
+			switch {
+			case h.out == "" && !h.dryRun && !h.apply:
+				return usagef("name a folder for what is fetched with --out, change the server with --apply, or look only with --dry-run")
+			case h.users && !h.apply:
+				return usagef("--users makes namespaces at the server, which --apply is for")
 			}
 			return c.runCloudImport(cmd.Context(), h)
 		},
@@ -96,7 +116,9 @@ to be allowed to read policy, DNS and devices.`,
 	f.StringVar(&h.keyFile, "api-key-file", "", "the API key is in `FILE`")
 	f.StringVar(&h.base, "base-url", "https://api.tailscale.com", "`URL` of the API")
 	f.StringVar(&h.server, "server-url", "https://skein.example.com", "`URL` of your Skein server, for the steps")
-	f.BoolVar(&h.dryRun, "dry-run", false, "only say what there is")
+	f.BoolVar(&h.apply, "apply", false, "give policy, DNS and settings to the running server")
+	f.BoolVar(&h.users, "users", false, "with --apply: make a namespace for everybody who owns a device")
+	f.BoolVar(&h.dryRun, "dry-run", false, "only say what there is, and what would change")
 	f.BoolVar(&h.force, "force", false, "replace files in the folder")
 	return cmd
 }
@@ -143,21 +165,25 @@ func (c *cli) runCloudImport(ctx context.Context, h *cloudImport) error {
 	if err != nil {
 		return err
 	}
-	r := &cloudReport{DryRun: h.dryRun, Folder: h.out, Files: []string{}, Dropped: []string{}}
+	r := &cloudReport{DryRun: h.dryRun, Folder: h.out, Files: []string{}, Dropped: []string{}, Applied: []cloudStep{}}
 	if err := r.fetch(ctx, cl); err != nil {
 		return err
 	}
 	r.check()
-	if !h.dryRun {
+	if !h.dryRun && h.out != "" {
 		if err := r.write(h); err != nil {
 			return err
 		}
 	}
+	var failed error
+	if h.apply {
+		failed = c.applyCloud(ctx, h, r)
+	}
 	if c.output != "" {
-		return writeValue(c.out, c.output, r)
+		return errors.Join(writeValue(c.out, c.output, r), failed)
 	}
 	_, err = io.WriteString(c.out, r.text())
-	return err
+	return errors.Join(err, failed)
 }
 
 // fetch asks the API for everything.
@@ -167,20 +193,10 @@ func (r *cloudReport) fetch(ctx context.Context, cl *tsapi.Client) error {
 		return fmt.Errorf("the policy cannot be fetched: %w", err)
 	}
 	r.policyIs = raw.HuJSON
-	prefs, err := cl.DNS().Preferences(ctx)
-	if err != nil {
-		return fmt.Errorf("the DNS preferences cannot be fetched: %w", err)
+	if err := r.fetchDNS(ctx, cl.DNS()); err != nil {
+		return err
 	}
-	r.DNS.MagicDNS = prefs.MagicDNS
-	if r.DNS.Nameservers, err = cl.DNS().Nameservers(ctx); err != nil {
-		return fmt.Errorf("the nameservers cannot be fetched: %w", err)
-	}
-	if r.DNS.Search, err = cl.DNS().SearchPaths(ctx); err != nil {
-		return fmt.Errorf("the search paths cannot be fetched: %w", err)
-	}
-	if r.DNS.Split, err = cl.DNS().SplitDNS(ctx); err != nil {
-		return fmt.Errorf("the split DNS cannot be fetched: %w", err)
-	}
+	r.fetchSettings(ctx, cl)
 	devices, err := cl.Devices().ListWithAllFields(ctx)
 	if err != nil {
 		return fmt.Errorf("the devices cannot be fetched: %w", err)
@@ -204,6 +220,73 @@ func (r *cloudReport) fetch(ctx context.Context, cl *tsapi.Client) error {
 	return nil
 }
 
+// fetchDNS asks for everything at once, and one by one where that is not possible.
+func (r *cloudReport) fetchDNS(ctx context.Context, cl *tsapi.DNSResource) error {
+	resolvers := func(in []tsapi.DNSConfigurationResolver) []tailnet.Resolver {
+		out := []tailnet.Resolver{}
+		for _, one := range in {
+			out = append(out, tailnet.Resolver{Addr: one.Address, UseWithExitNode: one.UseWithExitNode})
+		}
+		return out
+	}
+	r.DNS = cloudDNS{Nameservers: []tailnet.Resolver{}, Search: []string{}, Split: map[string][]tailnet.Resolver{}}
+	if all, err := cl.Configuration(ctx); err == nil {
+		r.DNS.MagicDNS, r.DNS.OverrideLocal = all.Preferences.MagicDNS, &all.Preferences.OverrideLocalDNS
+		r.DNS.Nameservers, r.DNS.Search = resolvers(all.Nameservers), append(r.DNS.Search, all.SearchPaths...)
+		for domain, in := range all.SplitDNS {
+			r.DNS.Split[domain] = resolvers(in)
+		}
+		return nil
+	}
+	plain := func(addrs []string) []tailnet.Resolver {
+		out := []tailnet.Resolver{}
+		for _, a := range addrs {
+			out = append(out, tailnet.Resolver{Addr: a})
+		}
+		return out
+	}
+	prefs, err := cl.Preferences(ctx)
+	if err != nil {
+		return fmt.Errorf("the DNS preferences cannot be fetched: %w", err)
+	}
+	servers, err := cl.Nameservers(ctx)
+	if err != nil {
+		return fmt.Errorf("the nameservers cannot be fetched: %w", err)
+	}
+	search, err := cl.SearchPaths(ctx)
+	if err != nil {
+		return fmt.Errorf("the search paths cannot be fetched: %w", err)
+	}
+	split, err := cl.SplitDNS(ctx)
+	if err != nil {
+		return fmt.Errorf("the split DNS cannot be fetched: %w", err)
+	}
+	r.DNS.MagicDNS, r.DNS.Nameservers, r.DNS.Search = prefs.MagicDNS, plain(servers), append(r.DNS.Search, search...)
+	for domain, addrs := range split {
+		r.DNS.Split[domain] = plain(addrs)
+	}
+	return nil
+}
+
+// fetchSettings asks for the settings. They are few: a key that may not read them is told of and no fault.
+func (r *cloudReport) fetchSettings(ctx context.Context, cl *tsapi.Client) {
+	s, err := cl.TailnetSettings().Get(ctx)
+	if err != nil {
+		r.Dropped = append(r.Dropped, "the settings cannot be read: "+err.Error())
+		return
+	}
+	r.Settings = &cloudSettings{s.DevicesApprovalOn, s.UsersApprovalOn, s.DevicesKeyDurationDays}
+	for what, on := range map[string]bool{
+		"automatic updates": s.DevicesAutoUpdatesOn, "network flow logs": s.NetworkFlowLoggingOn, "regional routing": s.RegionalRoutingOn,
+		"the collection of serial numbers": s.PostureIdentityCollectionOn, "HTTPS certificates for devices": s.HTTPSEnabled,
+	} {
+		if on {
+			r.Dropped = append(r.Dropped, "Skein does not have "+what+", which is switched on at Tailscale")
+		}
+	}
+	slices.Sort(r.Dropped)
+}
+
 // check finds out what Skein makes of the policy.
 func (r *cloudReport) check() {
 	r.Policy = importPolicyReport{Bytes: len(r.policyIs), Faults: []string{}, Warnings: []string{}}
@@ -220,17 +303,38 @@ func (r *cloudReport) check() {
 		for _, w := range p.Warnings() {
 			r.Policy.Warnings = append(r.Policy.Warnings, fmt.Sprintf("line %d: %s", w.Line, w.Text))
 		}
+		is, err := policy.Compile(p, nil, nil, policy.Options{})
+		for _, tag := range r.Tags {
+			if err == nil && !is.KnowsTag(tag) {
+				r.Policy.Warnings = append(r.Policy.Warnings, tag+", which devices have, is not in tagOwners: only administrators can give it")
+			}
+		}
 	}
+}
+
+// addrs are the addresses of resolvers.
+func addrs(in []tailnet.Resolver) (out []string) {
+	for _, r := range in {
+		out = append(out, r.Addr)
+	}
+	return out
 }
 
 // write writes the files.
 func (r *cloudReport) write(h *cloudImport) error {
 	dns := []takeover.Setting{{Key: "dns.magic_dns", Value: r.DNS.MagicDNS, From: "dns.magic_dns"}}
+	if r.DNS.OverrideLocal != nil {
+		dns = append(dns, takeover.Setting{Key: "dns.override_local_dns", Value: *r.DNS.OverrideLocal, From: "dns.override_local_dns"})
+	}
 	if len(r.DNS.Nameservers) > 0 {
-		dns = append(dns, takeover.Setting{Key: "dns.nameservers.global", Value: r.DNS.Nameservers, From: "dns.nameservers.global"})
+		dns = append(dns, takeover.Setting{Key: "dns.nameservers.global", Value: addrs(r.DNS.Nameservers), From: "dns.nameservers.global"})
 	}
 	if len(r.DNS.Split) > 0 {
-		dns = append(dns, takeover.Setting{Key: "dns.nameservers.split", Value: r.DNS.Split, From: "dns.nameservers.split"})
+		split := map[string][]string{}
+		for domain, in := range r.DNS.Split {
+			split[domain] = addrs(in)
+		}
+		dns = append(dns, takeover.Setting{Key: "dns.nameservers.split", Value: split, From: "dns.nameservers.split"})
 	}
 	if len(r.DNS.Search) > 0 {
 		dns = append(dns, takeover.Setting{Key: "dns.search_domains", Value: r.DNS.Search, From: "dns.search_domains"})
@@ -276,6 +380,13 @@ func (r *cloudReport) steps(server string) string {
 	for _, u := range r.Users {
 		line("  skein namespaces create %s", word(strings.ToLower(u)))
 	}
+	var made []string
+	for _, d := range r.Devices {
+		if tags := strings.Join(d.Tags, ","); tags != "" && !slices.Contains(made, tags) {
+			made = append(made, tags)
+			line("  skein preauthkeys create --reusable --tags %s", word(tags))
+		}
+	}
 	line("\nOn each device. It asks for a login, or takes a key from \"skein preauthkeys create\":\n")
 	for _, d := range r.Devices {
 		owner := d.User
@@ -304,6 +415,9 @@ func (r *cloudReport) text() string {
 	line := func(format string, args ...any) { b.WriteString(printable(fmt.Sprintf(format, args...)) + "\n") }
 	line("policy       %d bytes", r.Policy.Bytes)
 	line("DNS          MagicDNS %s, %s, %s, %s", yesNo(r.DNS.MagicDNS), count(len(r.DNS.Nameservers), "nameserver"), count(len(r.DNS.Search), "search domain"), count(len(r.DNS.Split), "split domain"))
+	if s := r.Settings; s != nil {
+		line("settings     approval of devices %s, of users %s, keys live %s", onOff(s.DeviceApproval), onOff(s.UserApproval), count(s.KeyDurationDays, "day"))
+	}
 	line("devices      %d", len(r.Devices))
 	line("users        %s", strings.Join(r.Users, ", "))
 	line("tags         %s", strings.Join(r.Tags, ", "))
@@ -318,6 +432,13 @@ func (r *cloudReport) text() string {
 		for _, l := range part.lines {
 			line("  %s", l)
 		}
+	}
+	if len(r.Applied) > 0 {
+		line("")
+		line("%s", map[bool]string{false: "At the server:", true: "At the server there would be:"}[r.DryRun])
+	}
+	for _, s := range r.Applied {
+		line("  %-12s%s", s.What, s.Is)
 	}
 	if len(r.Files) > 0 {
 		line("")

@@ -122,6 +122,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 
 	root.AddCommand(
 		newServeCommand(),
+		newStatusCommand(c),
 		newNamespacesCommand(c),
 		newNodesCommand(c),
 		newRoutesCommand(c),
@@ -144,6 +145,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newRestoreCommand(c),
 		newDBCommand(c),
 		newHealthCommand(c),
+		newDebugCommand(c),
 		newVersionCommand(c),
 		newSocketHelp(),
 	)

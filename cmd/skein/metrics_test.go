@@ -17,19 +17,7 @@ import (
 
 // Every metric of ours is in docs/operations.md, and no other.
 func TestMetricsAreDocumented(t *testing.T) {
-	cfg := config.Default()
-	cfg.DataDir = t.TempDir()
-	cfg.ListenAddr, cfg.MetricsListenAddr, cfg.TLSFallbackListenAddr = "127.0.0.1:0", "127.0.0.1:0", ""
-	cfg.DERP.Server.STUNListenAddr, cfg.ServerURL = "127.0.0.1:0", "http://127.0.0.1:8080" // whoever may listen there: nobody is asked
-	cfg.UnixSocket = filepath.Join(cfg.DataDir, "s")
-	cfg.Database.SQLite.Path = filepath.Join(cfg.DataDir, "db")
-	cfg.Noise.PrivateKeyPath = filepath.Join(cfg.DataDir, "noise")
-	cfg.DERP.Server.PrivateKeyPath = filepath.Join(cfg.DataDir, "derp")
-	s, err := openServer(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := startServer(t, nil)
 	res, err := http.Get("http://" + s.metricsAddr.Addr().String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -73,4 +61,26 @@ func TestMetricsAreDocumented(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// startServer opens a whole server on ports of its own, without the fallback port, until the test ends.
+func startServer(t *testing.T, change func(*config.Config)) *server {
+	t.Helper()
+	cfg := config.Default()
+	cfg.DataDir = t.TempDir()
+	cfg.ListenAddr, cfg.MetricsListenAddr, cfg.TLSFallbackListenAddr = "127.0.0.1:0", "127.0.0.1:0", ""
+	cfg.DERP.Server.STUNListenAddr, cfg.ServerURL = "127.0.0.1:0", "http://127.0.0.1:8080" // whoever may listen there: nobody is asked
+	cfg.UnixSocket = filepath.Join(cfg.DataDir, "s")
+	cfg.Database.SQLite.Path = filepath.Join(cfg.DataDir, "db")
+	cfg.Noise.PrivateKeyPath = filepath.Join(cfg.DataDir, "noise")
+	cfg.DERP.Server.PrivateKeyPath = filepath.Join(cfg.DataDir, "derp")
+	if change != nil {
+		change(cfg)
+	}
+	s, err := openServer(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
 }

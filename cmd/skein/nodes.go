@@ -106,7 +106,7 @@ suspended namespace, there is a column that says so.`,
 			if err != nil {
 				return err
 			}
-			nodes, err := cl.ListNodes(cmd.Context(), api.Ref(namespace))
+			nodes, err := cl.ListNodes(cmd.Context(), api.NodeFilter{User: api.Ref(namespace)})
 			if err != nil {
 				return err
 			}

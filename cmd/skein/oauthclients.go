@@ -78,7 +78,7 @@ func (c *cli) oauthClientsList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			clients, err := cl.ListOAuthClients(cmd.Context())
+			clients, err := cl.ListOAuthClients(cmd.Context(), api.OAuthClientFilter{})
 			if err != nil {
 				return err
 			}

@@ -89,7 +89,7 @@ func (c *cli) keysList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			keys, err := cl.ListPreAuthKeys(cmd.Context(), api.Ref(namespace))
+			keys, err := cl.ListPreAuthKeys(cmd.Context(), api.PreAuthKeyFilter{User: api.Ref(namespace)})
 			if err != nil {
 				return err
 			}

@@ -55,7 +55,7 @@ func (c *cli) listRoutes(cmd *cobra.Command, node api.Ref) error {
 	if err != nil {
 		return err
 	}
-	routes, err := cl.ListRoutes(cmd.Context(), node)
+	routes, err := cl.ListRoutes(cmd.Context(), api.RouteFilter{Node: node})
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (c *cli) routesEnable() *cobra.Command {
 		}
 		// All and no other: what the node offers now.
 		req.All = false
-		routes, err := cl.ListRoutes(ctx, req.Node)
+		routes, err := cl.ListRoutes(ctx, api.RouteFilter{Node: req.Node})
 		if err != nil {
 			return nil, err
 		}

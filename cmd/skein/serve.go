@@ -109,7 +109,7 @@ func runServe(ctx context.Context, load func() (*config.Config, error), stdout, 
 	}
 }
 
-// newLog makes the server's log: text for people, JSON for machines.
+// newLog makes the server's log: text for people at a terminal, JSON for machines, unless the configuration says otherwise.
 func newLog(cfg *config.Config, level *slog.LevelVar, w io.Writer) (*slog.Logger, error) {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
@@ -117,7 +117,7 @@ func newLog(cfg *config.Config, level *slog.LevelVar, w io.Writer) (*slog.Logger
 	}
 	level.Set(l)
 	o := &slog.HandlerOptions{Level: level}
-	if cfg.Log.Format == "json" {
+	if cfg.Log.Format == "json" || cfg.Log.Format == "auto" && !isTerminal(w) {
 		return slog.New(slog.NewJSONHandler(w, o)), nil
 	}
 	return slog.New(slog.NewTextHandler(w, o)), nil

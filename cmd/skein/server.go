@@ -58,6 +58,7 @@ type server struct {
 	db        *db.DB
 	hooks     *webhook.Manager
 	events    *api.Events
+	health    *health
 	auditFile *api.AuditFile // nil: none
 	cert      *derp.Certificate
 	stun      *derp.STUN // nil: off
@@ -67,6 +68,7 @@ type server struct {
 	oidc      *oidc.Manager
 	accounts  *auth.Accounts
 	pages     *web.Handler
+	encoder   *netmap.Encoder
 	control   *control.Server
 	relay     *derp.Server // nil: off
 
@@ -77,7 +79,8 @@ type server struct {
 	socket      net.Listener
 	metricsAddr net.Listener // nil: off
 
-	noise key.MachinePrivate // the server's identity
+	noise   key.MachinePrivate // the server's identity
+	started time.Time
 
 	cluster    *cluster.Cluster // nil: this is the only server
 	serverName string           // of this one among others; empty: there are none
@@ -93,7 +96,7 @@ type server struct {
 
 // openServer opens everything and starts serving. An error leaves nothing open.
 func openServer(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *server, err error) {
-	s := &server{cfg: cfg, current: cfg, log: log, clock: cluster.NewClock(nil, nil)}
+	s := &server{cfg: cfg, current: cfg, started: time.Now(), log: log, clock: cluster.NewClock(nil, nil)}
 	defer func() {
 		if err != nil {
 			_ = s.Close()
@@ -419,11 +422,12 @@ func (s *server) openControl(ctx context.Context) error {
 	if err := s.openOIDC(ctx); err != nil {
 		return err
 	}
+	s.encoder = netmap.New(netmap.Options{
+		Taildrop: s.cfg.Taildrop.Enabled, LogCollection: s.cfg.Logtail.Enabled, RandomizeClientPort: s.cfg.RandomizeClientPort,
+	}, s.clock.Now)
 	s.control = control.New(control.Options{
 		State: s.state, Auth: s.auth, NoiseKey: noise, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
-		Encoder: netmap.New(netmap.Options{
-			Taildrop: s.cfg.Taildrop.Enabled, LogCollection: s.cfg.Logtail.Enabled, RandomizeClientPort: s.cfg.RandomizeClientPort,
-		}, s.clock.Now),
+		Encoder:      s.encoder,
 		OfflineAfter: s.cfg.Routes.FailoverAfter.Std(),
 		Probe:        control.ProbeOptions{Fail: s.cfg.Routes.FailoverAfter.Std()},
 		Limits:       control.Limits{RegistrationsPerMinute: orUnlimited(s.cfg.Limits.RegistrationsPerMinute), Connections: math.MaxInt}, // derp.Listener counts those
@@ -470,6 +474,7 @@ func readNoiseKey(path string) (k key.MachinePrivate, err error) {
 
 // serve starts the servers and what runs beside them.
 func (s *server) serve(context.Context) error {
+	s.health = s.newHealth()
 	o := s.apiOptions()
 	o.Gate = api.NewGate(s.auth, s.cfg.TrustedProxies, s.clock.Now)
 	s.apiHandler = api.NewHandler(o)
@@ -529,7 +534,7 @@ func (s *server) serve(context.Context) error {
 }
 
 func (s *server) apiOptions() api.Options {
-	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Now: s.clock.Now, Version: version(), Health: s.health, Cluster: s.clusterStatus(), Log: s.log}
+	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Now: s.clock.Now, Version: version(), Health: s.health.check, About: s.about, Netmap: s.nodeMap, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
@@ -635,15 +640,7 @@ func (s *server) publicHandler() http.Handler {
 	r.PathPrefix(api.Prefix + "/").Handler(s.apiHandler)
 	r.PathPrefix(api.PrefixV2 + "/").Handler(s.apiHandler)
 	r.Handle("/verify", derp.VerifyHandler(s.registered)).Methods(http.MethodPost)
-	r.HandleFunc("/health", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.health(r.Context()); err != nil {
-			s.log.Error("health check failed", "err", err)
-			http.Error(w, `{"status":"fail"}`, http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/health+json")
-		fmt.Fprintln(w, `{"status":"pass"}`)
-	}).Methods(http.MethodGet, http.MethodHead)
+	r.HandleFunc("/health", s.serveHealth).Methods(http.MethodGet, http.MethodHead)
 	r.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprintf(w, "{\"version\":%q}\n", version())

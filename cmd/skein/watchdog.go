@@ -45,7 +45,12 @@ func (s *server) watchdog(ctx context.Context) {
 func (s *server) alive(ctx context.Context, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.listeners[0].Addr().String()+"/version", nil)
+	return s.ask(ctx, "/version")
+}
+
+// ask gets path from the server's own port.
+func (s *server) ask(ctx context.Context, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.listeners[0].Addr().String()+path, nil)
 	if err != nil {
 		return err
 	}

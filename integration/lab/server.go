@@ -36,8 +36,9 @@ type ServerOptions struct {
 	Variant *Variant
 }
 
-// serverFaults are lines that no test may produce, whatever it does.
-var serverFaults = regexp.MustCompile(`(?m)^(panic: |fatal error: |WARNING: DATA RACE|http: panic serving).*$`)
+// serverFaults are lines that no test may produce, whatever it does: crashes, and secrets.
+var serverFaults = regexp.MustCompile(`(?m)^(panic: |fatal error: |WARNING: DATA RACE|http: panic serving).*$` +
+	`|(tskey-[a-z]+-\w+-\w{16,}|hskey-[a-z]+-[\w-]{12}-[\w-]{16,}|privkey:[0-9a-f]{16,})`)
 
 // StartServer builds skein if need be, starts "skein serve" on the host and waits until it is
 // healthy.
@@ -59,7 +60,8 @@ func (h *Host) StartServer(o ServerOptions) *Server {
 	if o.Variant != nil {
 		bin = o.Variant.binary(h.l.t)
 	}
-	s.Process = h.newProcess("skein", o.Env, bin, append(args, o.Args...)...) // the commands are always ours
+	env := append([]string{"SKEIN_LOG_FORMAT=text"}, o.Env...)              // for whoever reads a failed test
+	s.Process = h.newProcess("skein", env, bin, append(args, o.Args...)...) // the commands are always ours
 	s.faults = serverFaults
 	s.StartAgain()
 	return s

@@ -214,11 +214,11 @@ func (c *contents) copy() *tailnet.Contents {
 }
 
 // Policies implements state.Store.
-func (s *Store) Policies(_ context.Context, _ tailnet.ID, limit int) (out []*tailnet.PolicyVersion, err error) {
+func (s *Store) Policies(_ context.Context, _ tailnet.ID, limit int, before tailnet.PolicyID) (out []*tailnet.PolicyVersion, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range slices.Backward(s.c.policies) {
-		if len(out) < limit {
+		if len(out) < limit && (before == 0 || v.ID < before) {
 			out = append(out, copyOf(v))
 		}
 	}
