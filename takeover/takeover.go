@@ -86,6 +86,10 @@ type PolicyIs struct {
 	Bytes    int      `json:"bytes"`
 	Faults   []string `json:"faults"`   // why Skein cannot use it; then it must be mended first
 	Warnings []string `json:"warnings"` // what Skein reads otherwise
+	// Access is who gains or loses what with Skein, because headscale read the policy otherwise; MoreAccess is how many further such
+	// changes there are, -1 if they are too many to be counted.
+	Access     []string `json:"access"`
+	MoreAccess int      `json:"moreAccess"`
 }
 
 func (r *Report) changed(what, format string, args ...any) {
@@ -114,7 +118,7 @@ func (p *Plan) finish() {
 			p.Report.OAuth.Taken++
 		}
 	}
-	for _, list := range []*[]string{&p.Report.Policy.Faults, &p.Report.Policy.Warnings, &p.Report.Notes} {
+	for _, list := range []*[]string{&p.Report.Policy.Faults, &p.Report.Policy.Warnings, &p.Report.Policy.Access, &p.Report.Notes} {
 		if *list == nil {
 			*list = []string{}
 		}

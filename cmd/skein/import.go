@@ -526,6 +526,14 @@ func (c *cli) printImport(h *headscaleImport) error {
 	}
 	part("The policy has faults:", r.Policy.Faults)
 	part("The policy is read so that", r.Policy.Warnings)
+	access := r.Policy.Access
+	switch n := r.Policy.MoreAccess; {
+	case n < 0:
+		access = append(slices.Clone(access), "and many more")
+	case n > 0:
+		access = append(slices.Clone(access), fmt.Sprintf("and %d more", n))
+	}
+	part("headscale reads the policy otherwise. With Skein it", access)
 	part("Left out:", changes(r.Skipped))
 	part("Not as it was:", changes(r.Changes))
 	var dropped []string
