@@ -48,8 +48,8 @@ type (
 	// what whoever uses it chooses.
 	CreateAdminLinkRequest struct {
 		User Ref    `json:"user,omitempty"`
-		Name string `json:"name,omitempty"`
-		Role string `json:"role,omitempty"` // of the namespace that is made; empty: admin, or owner if nobody can sign in yet
+		Name string `json:"name,omitempty" example:"anna"`
+		Role string `json:"role,omitempty" example:"admin"` // of the namespace that is made; empty: admin, or owner if nobody can sign in yet
 	}
 	// AdminLink lets whoever has its URL choose how to sign in, once.
 	AdminLink struct {

@@ -64,10 +64,10 @@ type (
 	// CreateAPIKeyRequest makes a key. It acts for User, or, if that is empty, for whom its maker acts. Scopes are all of its maker's
 	// if there are none.
 	CreateAPIKeyRequest struct {
-		Expiration  *time.Time `json:"expiration,omitempty"` // null: after DefaultAPIKeyLife; the zero time: never
+		Expiration  *time.Time `json:"expiration,omitempty"` // null: after 90 days; the zero time (0001-01-01T00:00:00Z): never
 		User        Ref        `json:"user,omitempty"`
-		Scopes      []string   `json:"scopes,omitempty"`
-		Description string     `json:"description,omitempty"`
+		Scopes      []string   `json:"scopes,omitempty" example:"devices:core:read"`
+		Description string     `json:"description,omitempty" example:"inventory"`
 	}
 	// CreateAPIKeyAnswer has the key's secret, this once.
 	CreateAPIKeyAnswer struct {
@@ -76,7 +76,7 @@ type (
 	}
 	// ExpireAPIKeyRequest names a key by its id, or by the key itself.
 	ExpireAPIKeyRequest struct {
-		Prefix string `json:"prefix,omitempty"`
+		Prefix string `json:"prefix,omitempty" example:"PREFIX"`
 		ID     Ref    `json:"id,omitempty"` // the same
 	}
 )

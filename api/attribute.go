@@ -14,7 +14,7 @@ import (
 
 // SetAttributeRequest gives a node an attribute for the postures of policies. Value is a string, a number or a boolean.
 type SetAttributeRequest struct {
-	Value   json.RawMessage `json:"value"`
+	Value   json.RawMessage `json:"value" example:"\"gold\""`
 	Comment string          `json:"comment,omitempty"` // for the record of changes
 }
 

@@ -16,7 +16,7 @@ const defaultEntries = 100
 
 // AuditEntry is one entry of the audit log.
 type AuditEntry struct {
-	ID     string      `json:"id"` // for AuditFilter.Before and After
+	ID     string      `json:"id"` // for ?before= and ?after=
 	Time   *time.Time  `json:"time"`
 	Actor  AuditActor  `json:"actor"`
 	Action string      `json:"action"` // such as node.update

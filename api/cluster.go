@@ -31,7 +31,7 @@ type ClusterServer struct {
 }
 
 func (s *server) clusterOperations() []operation {
-	return []operation{get("/cluster", auth.Read(auth.ScopeDevices), "the servers that share the database; 404 where there is one only", s.cluster)}
+	return []operation{get("/cluster", auth.Read(auth.ScopeDevices), "the servers that share the database; 404 where there is one only", s.cluster).failing(http.StatusNotFound)}
 }
 
 func (s *server) cluster(r *http.Request, _ *Empty) (*Cluster, error) {

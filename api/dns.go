@@ -49,13 +49,13 @@ type (
 	ChangeDNSRequest map[string]json.RawMessage
 	// AddDNSRecordRequest is a record. Type follows from the address, and may be left out.
 	AddDNSRecordRequest struct {
-		Name  string `json:"name"`
+		Name  string `json:"name" example:"printer.example.com"`
 		Type  string `json:"type,omitempty"`
-		Value string `json:"value"`
+		Value string `json:"value" example:"100.64.0.9"`
 	}
 	// RemoveDNSRecordRequest chooses the records of a name: all that were set, or the one with this Value.
 	RemoveDNSRecordRequest struct {
-		Name  string `query:"name" required:"true"`
+		Name  string `query:"name" required:"true" example:"printer.example.com"`
 		Value string `query:"value"`
 	}
 )
@@ -65,7 +65,7 @@ func (s *server) dnsOperations() []operation {
 		get("/dns", auth.Read(auth.ScopeDNS), "the DNS settings", s.getDNS),
 		patch("/dns", auth.ScopeDNS, "changes them", s.patchDNS),
 		post("/dns/records", auth.ScopeDNS, "adds a record", s.addRecord),
-		del("/dns/records", auth.ScopeDNS, "removes records", s.removeRecord),
+		del("/dns/records", auth.ScopeDNS, "removes records", s.removeRecord).failing(http.StatusNotFound),
 	}
 }
 

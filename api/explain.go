@@ -27,8 +27,8 @@ type (
 	// the same name, a tag, a group or an autogroup; all but a node stand for their nodes. Dst is one of these, or an address behind a router
 	// or exit node, with ":PORT" behind it or not; with an IPv6 address, "[ADDRESS]:PORT".
 	ExplainRequest struct {
-		Src   Ref `json:"src,omitempty" query:"src"`
-		Dst   Ref `json:"dst,omitempty" query:"dst"`
+		Src   Ref `json:"src,omitempty" query:"src" example:"homeds"`
+		Dst   Ref `json:"dst,omitempty" query:"dst" example:"vm:22"`
 		Port  ID  `json:"port,omitempty" query:"port"`   // 0: the one in Dst, or else whatever is open
 		Proto Ref `json:"proto,omitempty" query:"proto"` // tcp, udp, icmp, icmpv6, sctp or a number; empty: TCP or UDP
 	}

@@ -77,7 +77,7 @@ func plainID(id string) bool {
 
 // Login is a registration that waits for a person.
 type Login struct {
-	Key       string     `json:"key"` // for RegisterNodeRequest.Key
+	Key       string     `json:"key"` // for the key of POST /node/register
 	Name      string     `json:"name"`
 	OS        string     `json:"os"`
 	NodeKey   string     `json:"nodeKey"`

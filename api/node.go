@@ -45,9 +45,9 @@ type Node struct {
 	FQDN          string   `json:"fqdn"` // empty if there is no MagicDNS
 	Ephemeral     bool     `json:"ephemeral"`
 	Expired       bool     `json:"expired"`
-	Authorized    bool     `json:"authorized"`   // an administrator has approved it, or none needs to
-	Status        string   `json:"status"`       // whether it takes part, one of NodeStatuses
-	NeverExpires  bool     `json:"neverExpires"` // its key does not end, whatever the rule
+	Authorized    bool     `json:"authorized"`                                                                     // an administrator has approved it, or none needs to
+	Status        string   `json:"status" enum:"active,needs-approval,user-needs-approval,user-suspended,expired"` // whether it takes part, and if not, why (NodeStatuses)
+	NeverExpires  bool     `json:"neverExpires"`                                                                   // its key does not end, whatever the rule
 	OS            string   `json:"os"`
 	ClientVersion string   `json:"clientVersion"`
 	Endpoints     []string `json:"endpoints"`
@@ -175,28 +175,28 @@ type (
 	}
 	// RegisterNodeRequest lets a node in that waits for it. Key is the last element of the URL that the client printed.
 	RegisterNodeRequest struct {
-		User Ref    `json:"user,omitempty" query:"user"`
-		Key  string `json:"key,omitempty" query:"key"`
+		User Ref    `json:"user,omitempty" query:"user" example:"anna"`
+		Key  string `json:"key,omitempty" query:"key" example:"KEY"`
 	}
 	// ExpireNodeRequest ends a node's key: now, or at Expiry. DisableExpiry lets it live for ever instead, over later logins
 	// too; Renew lets it live as long as if the node had just logged in, and takes DisableExpiry back.
 	ExpireNodeRequest struct {
-		Expiry        *time.Time `json:"expiry,omitempty" query:"expiry"`
+		Expiry        *time.Time `json:"expiry,omitempty" query:"expiry" example:"2030-01-31T12:00:00Z"`
 		DisableExpiry bool       `json:"disableExpiry,omitempty" query:"disableExpiry"`
 		Renew         bool       `json:"renew,omitempty"`
 	}
 	// ApproveNodeRequest lets a node that waits take part, or, if Approved is false, no more. Without Approved it is true.
 	ApproveNodeRequest struct {
-		Approved *bool `json:"approved,omitempty"`
+		Approved *bool `json:"approved,omitempty" example:"true"`
 	}
 	// SetTagsRequest replaces the tags of a node, which then belongs to nobody. Tags must not be empty: MoveNode takes tags
 	// away, because a node needs an owner.
 	SetTagsRequest struct {
-		Tags []string `json:"tags"`
+		Tags []string `json:"tags" example:"tag:ci"`
 	}
 	// MoveNodeRequest gives a node to a namespace.
 	MoveNodeRequest struct {
-		User Ref `json:"user,omitempty" query:"user"`
+		User Ref `json:"user,omitempty" query:"user" example:"anna"`
 	}
 )
 

@@ -13,7 +13,7 @@ import (
 // token of another issuer.
 type OAuthClient struct {
 	ID          string     `json:"id"`
-	Kind        string     `json:"kind"` // "client" or "federated"
+	Kind        string     `json:"kind" enum:"client,federated"` // "client" or "federated"
 	Scopes      []string   `json:"scopes"`
 	Tags        []string   `json:"tags"`
 	Description string     `json:"description"`
@@ -57,8 +57,8 @@ type (
 	// CreateOAuthClientRequest makes an OAuth client, or, with an Issuer, a federated identity. Tags are needed if Scopes hold
 	// auth_keys or devices:core. An empty Audience is made up.
 	CreateOAuthClientRequest struct {
-		Scopes      []string          `json:"scopes"`
-		Tags        []string          `json:"tags,omitempty"`
+		Scopes      []string          `json:"scopes" example:"auth_keys"`
+		Tags        []string          `json:"tags,omitempty" example:"tag:ci"`
 		Description string            `json:"description,omitempty"`
 		Issuer      string            `json:"issuer,omitempty"`
 		Subject     string            `json:"subject,omitempty"`

@@ -33,7 +33,9 @@ type operation struct {
 	scope        string // that it asks for (auth.Principal.Allow)
 	does         string // in the third person, without a full stop
 	in, out      reflect.Type
-	stream       bool // what is answered are server-sent events, each with an out
+	stream       bool  // what is answered are server-sent events, each with an out
+	ifMatch      bool  // it looks at If-Match
+	fails        []int // statuses that do not follow from the rest (failures)
 	do           handler
 }
 
@@ -79,6 +81,18 @@ func declare[In, Out any](method, path, scope, does string, do func(*http.Reques
 		}
 		return do(r, in)
 	}
+	return o
+}
+
+// withIfMatch is o as an operation that looks at If-Match.
+func (o operation) withIfMatch() operation {
+	o.ifMatch = true
+	return o
+}
+
+// failing is o with further statuses with which it may fail (failures).
+func (o operation) failing(statuses ...int) operation {
+	o.fails = statuses
 	return o
 }
 

@@ -40,7 +40,7 @@ type PolicyText struct {
 	Author    string     `json:"author"`
 	Comment   string     `json:"comment"`
 	ETag      string     `json:"etag"` // of the text but for its formatting; without the quotes that a header wants
-	Source    string     `json:"source"`
+	Source    string     `json:"source" enum:"database,file"`
 	InForce   bool       `json:"inForce"` // false for older versions, and for a newest one that this server cannot use
 }
 
@@ -155,7 +155,7 @@ type (
 	}
 	// PolicyRequest is a policy to check, or to compare with the one in force: Text, or none at all, or an old Version.
 	PolicyRequest struct {
-		Text    string `json:"policy"`
+		Text    string `json:"policy" required:"false" example:"{\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:22\"]}]}"`
 		None    bool   `json:"none,omitempty"`
 		Version ID     `json:"version,omitempty"`
 
@@ -163,7 +163,7 @@ type (
 	}
 	// SetPolicyRequest replaces the policy. An empty Text is refused, because it would open everything: None asks for that.
 	SetPolicyRequest struct {
-		Text    string `json:"policy"`
+		Text    string `json:"policy" required:"false" example:"{\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:22\"]}]}"`
 		None    bool   `json:"none,omitempty"`
 		Comment string `json:"comment,omitempty"`
 		Author  string `json:"author,omitempty"`  // for whom it is done; who called is added
@@ -176,7 +176,7 @@ type (
 	}
 	// RollbackPolicyRequest makes the text of an old version the newest one.
 	RollbackPolicyRequest struct {
-		Version ID     `json:"version"`
+		Version ID     `json:"version" example:"1"`
 		Comment string `json:"comment,omitempty"`
 		Author  string `json:"author,omitempty"`
 		IfMatch Ref    `json:"ifMatch,omitempty"`
@@ -230,12 +230,12 @@ func (s *server) policyOperations() []operation {
 	read, change := auth.Read(auth.ScopePolicy), auth.ScopePolicy
 	return []operation{
 		get("/policy", read, "the policy, with its ETag", s.getPolicy),
-		put("/policy", change, "replaces the policy; `If-Match`", s.setPolicy),
+		put("/policy", change, "replaces the policy; `If-Match`", s.setPolicy).withIfMatch(),
 		post("/policy/check", read, "says whether a policy would be accepted", s.checkPolicy),
 		post("/policy/diff", read, "says what a policy would open and close", s.diffPolicy),
 		get("/policy/history", read, "lists versions, the newest first", s.policyHistory),
 		get("/policy/version/{version}", read, "one version", s.policyVersion),
-		post("/policy/rollback", change, "makes an old version the newest; `If-Match`", s.rollbackPolicy),
+		post("/policy/rollback", change, "makes an old version the newest; `If-Match`", s.rollbackPolicy).withIfMatch(),
 		get("/policy/explain", read, "says why somebody reaches something, or does not", s.explain),
 		post("/policy/explain", read, "the same, with the question in the body", s.explain),
 	}

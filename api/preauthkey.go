@@ -73,23 +73,23 @@ type (
 	}
 	// CreatePreAuthKeyRequest makes a key. It needs User or ACLTags; a key with tags belongs to nobody, as do its nodes.
 	CreatePreAuthKeyRequest struct {
-		User               Ref        `json:"user"`
-		Reusable           bool       `json:"reusable"`
-		Ephemeral          bool       `json:"ephemeral"`
-		Preapproved        bool       `json:"preapproved"`
+		User               Ref        `json:"user" required:"false" example:"anna"`
+		Reusable           bool       `json:"reusable" required:"false" example:"true"`
+		Ephemeral          bool       `json:"ephemeral" required:"false"`
+		Preapproved        bool       `json:"preapproved" required:"false"`
 		Description        string     `json:"description,omitempty"`
 		KeyDurationSeconds int64      `json:"keyDurationSeconds,omitempty"`
-		Expiration         *time.Time `json:"expiration,omitempty"` // null: after DefaultKeyLife; the zero time: never
+		Expiration         *time.Time `json:"expiration,omitempty"` // null: after a day; the zero time (0001-01-01T00:00:00Z): never
 		ACLTags            []string   `json:"aclTags,omitempty"`
 	}
 	// ExpirePreAuthKeyRequest names a key by its id, or by Key: its secret or the part of it that is shown.
 	ExpirePreAuthKeyRequest struct {
-		ID  ID     `json:"id,omitempty"`
+		ID  ID     `json:"id,omitempty" example:"1"`
 		Key string `json:"key,omitempty"`
 	}
 	// DeletePreAuthKeyRequest is the same behind the "?".
 	DeletePreAuthKeyRequest struct {
-		ID  ID     `query:"id"`
+		ID  ID     `query:"id" example:"1"`
 		Key string `query:"key"`
 	}
 )

@@ -44,14 +44,14 @@ type (
 	//
 	// A route that the node does not advertise is refused unless AllowUnadvertised is set.
 	RoutesRequest struct {
-		Node              Ref      `json:"node"`
-		Routes            []string `json:"routes"`
+		Node              Ref      `json:"node" example:"homeds"`
+		Routes            []string `json:"routes" required:"false" example:"10.8.0.0/16"`
 		All               bool     `json:"all,omitempty"`
 		AllowUnadvertised bool     `json:"allowUnadvertised,omitempty"`
 	}
 	// ApproveRoutesRequest is a RoutesRequest for the node that the path names.
 	ApproveRoutesRequest struct {
-		Routes            []string `json:"routes"`
+		Routes            []string `json:"routes" required:"false" example:"10.8.0.0/16"`
 		All               bool     `json:"all,omitempty"`
 		AllowUnadvertised bool     `json:"allowUnadvertised,omitempty"`
 	}

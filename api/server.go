@@ -125,10 +125,10 @@ func newServer(o Options) *server {
 	return &server{o}
 }
 
-// NewServer answers the operations below Prefix, and everything else with a 404 in JSON.
+// NewServer answers the operations below Prefix, tells what they are (SpecPath, DocsPath), and answers everything else with a 404 in JSON.
 func NewServer(o Options) http.Handler {
 	s := newServer(o)
-	return s.mount(Prefix, table(s.operations()), s.serve, s.writeError)
+	return s.described(s.mount(Prefix, table(s.operations()), s.serve, s.writeError))
 }
 
 // mount answers routes, which are below prefix, by serve, and everything else by fail.

@@ -39,7 +39,8 @@ type world struct {
 	log     bytes.Buffer
 	health  string // what Options.Health says of the database
 	db      *db.DB
-	handler http.Handler
+	handler http.Handler // every answer of which is held against spec
+	spec    *spec
 	client  *Client // over a unix socket
 }
 
@@ -82,7 +83,8 @@ func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
 	w.auth = auth.New(auth.Options{State: w.st, Store: d, Now: clock, Verifier: oidc.NewVerifier(nil, clock)})
 	ao.State, ao.Auth = w.st, w.auth
 	ao.Events = w.events(w.st)
-	w.handler = NewServer(ao)
+	w.spec = specOf(t, ao)
+	w.handler = w.spec.tell(t, NewServer(ao))
 	w.client = w.serve(w.handler)
 	return w
 }

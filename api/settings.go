@@ -40,7 +40,7 @@ type (
 	}
 	// ChangeSettingsRequest changes the settings that are not null.
 	ChangeSettingsRequest struct {
-		DeviceApproval     *bool  `json:"deviceApproval,omitempty"`
+		DeviceApproval     *bool  `json:"deviceApproval,omitempty" example:"true"`
 		UserApproval       *bool  `json:"userApproval,omitempty"`
 		KeyDurationSeconds *int64 `json:"keyDurationSeconds,omitempty"`
 		// Contacts changes the contacts in it that are not null; an empty address takes one away.

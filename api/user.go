@@ -17,11 +17,11 @@ type User struct {
 	CreatedAt     *time.Time `json:"createdAt"`
 	DisplayName   string     `json:"displayName"`
 	Email         string     `json:"email"`
-	ProviderID    string     `json:"providerId"`    // issuer and subject at the identity provider; empty for others
-	Provider      string     `json:"provider"`      // id of the identity provider; empty for others
-	ProfilePicURL string     `json:"profilePicUrl"` // https, may be empty
-	Status        string     `json:"status"`        // active, needs-approval or suspended: the nodes of those who are not active are cut off
-	Role          string     `json:"role"`          // one of Roles
+	ProviderID    string     `json:"providerId"`                                                                  // issuer and subject at the identity provider; empty for others
+	Provider      string     `json:"provider"`                                                                    // id of the identity provider; empty for others
+	ProfilePicURL string     `json:"profilePicUrl"`                                                               // https, may be empty
+	Status        string     `json:"status" enum:"active,needs-approval,suspended"`                               // active, needs-approval or suspended: the nodes of those who are not active are cut off
+	Role          string     `json:"role" enum:"owner,admin,network-admin,it-admin,billing-admin,auditor,member"` // as policies call it: autogroup:ROLE
 }
 
 // Roles are what a user can be, as policies call them (autogroup:ROLE).
@@ -76,13 +76,13 @@ type (
 	}
 	// CreateUserRequest makes a namespace. Only Name is required.
 	CreateUserRequest struct {
-		Name        string `json:"name"`
+		Name        string `json:"name" example:"anna"`
 		DisplayName string `json:"displayName,omitempty"`
 		Email       string `json:"email,omitempty"`
 	}
 	// SetRoleRequest makes a user what Role says, one of Roles.
 	SetRoleRequest struct {
-		Role string `json:"role"`
+		Role string `json:"role" enum:"owner,admin,network-admin,it-admin,billing-admin,auditor,member" example:"auditor"`
 	}
 	// Empty is the request of operations that ask for nothing more than their path says, and the answer of those that have
 	// nothing to say.

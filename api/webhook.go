@@ -61,9 +61,9 @@ type (
 	}
 	// WebhookRequest makes a webhook, or changes one: then what is left out stays as it is.
 	WebhookRequest struct {
-		URL      string   `json:"url,omitempty"`
+		URL      string   `json:"url,omitempty" example:"https://hooks.example.com/skein"`
 		Provider string   `json:"provider,omitempty"`
-		Events   []string `json:"events,omitempty"`
+		Events   []string `json:"events,omitempty" example:"nodeCreated,nodeDeleted"`
 	}
 )
 
