@@ -22,7 +22,7 @@ import (
 
 // behindGate is w's server as strangers reach it.
 func (w *world) behindGate() http.Handler {
-	return NewServer(Options{State: w.st, Auth: w.auth, Gate: NewGate(w.auth, nil, nil), Log: slog.New(slog.DiscardHandler)})
+	return NewServer(Options{State: w.st, Auth: w.auth, Version: "1.2.3", Gate: NewGate(w.auth, nil, nil), Log: slog.New(slog.DiscardHandler)})
 }
 
 // send sends a raw request from an address, with an Authorization header unless that is empty.

@@ -59,6 +59,7 @@ var nouns = map[string]string{
 	"derp":        "The relays.",
 	"cluster":     "The servers that share the database.",
 	"health":      "Whether the server is well.",
+	"status":      "How everything is, on one page.",
 	"version":     "Which program this is.",
 }
 

@@ -89,14 +89,11 @@ func (sp *spec) schema(keys ...string) (*jsonschema.Schema, error) {
 }
 
 // path is the path of the document that a request's matches; empty: none. One without variables goes before others.
-func (sp *spec) path(escaped string) string {
+func (sp *spec) path(method, escaped string) string {
 	var found string
-	for p := range sp.doc["paths"].(map[string]any) {
-		re := regexp.MustCompile("^" + Prefix + variable.ReplaceAllString(regexp.QuoteMeta(p), "") + "$")
-		if strings.Contains(p, "{") {
-			re = regexp.MustCompile("^" + Prefix + regexp.MustCompile(`\\\{[a-z]+\\\}`).ReplaceAllString(regexp.QuoteMeta(p), "[^/]+") + "$")
-		}
-		if re.MatchString(escaped) && (found == "" || strings.Count(p, "{") < strings.Count(found, "{")) {
+	for p, methods := range sp.doc["paths"].(map[string]any) {
+		re := regexp.MustCompile("^" + Prefix + regexp.MustCompile(`\\\{[a-z]+\\\}`).ReplaceAllString(regexp.QuoteMeta(p), "[^/]+") + "$")
+		if at(methods, method) != nil && re.MatchString(escaped) && (found == "" || strings.Count(p, "{") < strings.Count(found, "{")) {
 			found = p
 		}
 	}
@@ -112,7 +109,8 @@ func (sp *spec) holds(method, escaped string, status int, header http.Header, bo
 	if err != nil {
 		return fmt.Errorf("Content-Type: %w", err)
 	}
-	p, m := sp.path(escaped), strings.ToLower(method)
+	m := strings.ToLower(method)
+	p := sp.path(m, escaped)
 	keys := []string{"components", "schemas", "Problem"}
 	if at(sp.doc, "paths", p, m) == nil {
 		if status != http.StatusNotFound && status != http.StatusMethodNotAllowed && status != http.StatusUnauthorized || media != "application/problem+json" {
@@ -199,7 +197,7 @@ func (c *copied) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 // Flush is what streams ask for.
 func (c *copied) Flush() { _ = http.NewResponseController(c.ResponseWriter).Flush() }
 
-// get is one of the two pages, from behind the gate without a key.
+// page is one of the two pages, from behind the gate without a key.
 func (w *world) page(path string) *httptest.ResponseRecorder {
 	w.Helper()
 	rec := httptest.NewRecorder()

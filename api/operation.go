@@ -22,7 +22,7 @@ import (
 //
 // Method, path and scope are checked before the handler runs; the two types say what the request may hold and what is answered, and
 // with the comments on their fields they are what the OpenAPI document says (openapi.go). A new operation is added to docs/api.md by
-// `go test ./api -run Documented -update`.
+// `go test ./api -run Documented -update`, a new noun to nouns in openapi.go, and a new file with types to the list in comments.go.
 //
 // A field of the request type with the tag query:"name" is read from behind the "?", others from the JSON of the body, and one with
 // both tags from the body if it is there. GET and DELETE have no body.
