@@ -40,8 +40,9 @@ type (
 		Version       string     `json:"version"`
 		StartedAt     *time.Time `json:"startedAt"`
 		UptimeSeconds int64      `json:"uptimeSeconds"`
-		URL           string     `json:"url"` // as clients reach it
-		Key           string     `json:"key"` // that clients know it by; public
+		URL           string     `json:"url"`    // as clients reach it
+		Key           string     `json:"key"`    // that clients know it by; public
+		Listen        string     `json:"listen"` // address and port for clients
 		Database      string     `json:"database"`
 		Revision      ID         `json:"revision"` // number of the last change
 	}
@@ -103,9 +104,9 @@ type (
 
 	// About is what the server knows of itself that is not in the tailnet's state.
 	About struct {
-		URL, Key, Database string // as of StatusServer
-		Started            time.Time
-		Warnings           []StatusWarning // about how it was started
+		URL, Key, Listen, Database string // as of StatusServer
+		Started                    time.Time
+		Warnings                   []StatusWarning // about how it was started
 	}
 )
 
@@ -119,7 +120,7 @@ func (s *server) status(r *http.Request, _ *Empty) (*Status, error) {
 	st := &Status{
 		Time: timestamp(now), Servers: []ClusterServer{}, Checks: list(s.Health(r.Context())), Warnings: list(about.Warnings),
 		Server: StatusServer{
-			Version: s.Version, StartedAt: timestamp(about.Started), URL: about.URL, Key: about.Key, Database: about.Database, Revision: ID(sn.Rev),
+			Version: s.Version, StartedAt: timestamp(about.Started), URL: about.URL, Key: about.Key, Listen: about.Listen, Database: about.Database, Revision: ID(sn.Rev),
 		},
 		Nodes: statusNodes(sn, now), Routes: statusRoutes(sn), Relays: statusRelays(sn), Policy: s.statusPolicy(sn),
 	}

@@ -234,8 +234,11 @@ func (d *DB) openReaders() (err error) {
 	return err
 }
 
+// openFile opens a SQLite file when it is used first.
+func openFile(dsn string) (*sql.DB, error) { return sql.Open(sqlite.DriverName, dsn) }
+
 func openPool(conns int, dsn string) (*gorm.DB, func() error, error) {
-	pool, err := sql.Open(sqlite.DriverName, dsn)
+	pool, err := openFile(dsn)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,18 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"sync"
 	"time"
-
-	"tailscale.com/net/stun"
 
 	"github.com/skein-vpn/skein/api"
 	"github.com/skein-vpn/skein/state"
@@ -57,7 +53,10 @@ func (s *server) newHealth() *health {
 		add("relay", func(ctx context.Context) error { return s.ask(ctx, "/derp/probe") })
 	}
 	if s.stun != nil {
-		add("stun", func(ctx context.Context) error { return askSTUN(ctx, loopbackOf(s.stun.Addr())) })
+		add("stun", func(ctx context.Context) error {
+			_, err := askSTUNAt(ctx, loopbackOf(s.stun.Addr()).String())
+			return err
+		})
 	}
 	return h
 }
@@ -122,32 +121,6 @@ func (h *health) lookNow() []api.HealthCheck {
 	}
 	h.last, h.at = out, h.now()
 	return out
-}
-
-// askSTUN asks whoever answers STUN at addr for our own address.
-func askSTUN(ctx context.Context, addr netip.AddrPort) error {
-	c, err := (&net.Dialer{}).DialContext(ctx, "udp", addr.String())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if end, ok := ctx.Deadline(); ok {
-		_ = c.SetDeadline(end)
-	}
-	tx := stun.NewTxID()
-	if _, err := c.Write(stun.Request(tx)); err != nil {
-		return err
-	}
-	buf := make([]byte, 1500)
-	for {
-		n, err := c.Read(buf)
-		if err != nil {
-			return err
-		}
-		if got, _, err := stun.ParseResponse(bytes.Clone(buf[:n])); err == nil && got == tx {
-			return nil
-		}
-	}
 }
 
 // loopbackOf is where this machine itself reaches what listens at addr.

@@ -123,6 +123,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 	root.AddCommand(
 		newServeCommand(),
 		newStatusCommand(c),
+		newDoctorCommand(c),
 		newNamespacesCommand(c),
 		newNodesCommand(c),
 		newRoutesCommand(c),

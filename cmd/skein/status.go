@@ -26,7 +26,7 @@ const certificateSoon = 14 * 24 * time.Hour
 
 // about is what a status page tells of how the server was started.
 func (s *server) about() api.About {
-	a := api.About{URL: s.cfg.ServerURL, Key: s.noise.Public().String(), Database: databaseText(s.cfg), Started: s.started}
+	a := api.About{URL: s.cfg.ServerURL, Key: s.noise.Public().String(), Listen: s.listeners[0].Addr().String(), Database: databaseText(s.cfg), Started: s.started}
 	warn := func(remedy, text string) {
 		a.Warnings = append(a.Warnings, api.StatusWarning{Text: text, Remedy: remedy})
 	}
