@@ -10,13 +10,17 @@ import (
 	"testing"
 )
 
-// Variant is a skein that is built from this tree with something about its source replaced (go build -overlay), for what cannot be
+// Variant is another skein than that of this tree as it is: one that was built before (Built), or one that is built from this tree with something about its source replaced (go build -overlay), for what cannot be
 // had otherwise: a machine with a clock of its own, or the next version.
 type Variant struct {
+	path  string // of the program; empty: build it
 	name  string
 	race  bool // with the race detector, where the other one has it
 	files func() (map[string]string, error)
 }
+
+// Built is a skein that is there already, such as the last release.
+func Built(path string) *Variant { return &Variant{path: path} }
 
 // OtherClock is a skein whose whole process, every library included, reads a clock that is as many seconds ahead as the environment
 // variable SKEIN_LAB_CLOCK says. All processes on one kernel have the same clock otherwise: time namespaces do not move it. It is built
@@ -80,6 +84,9 @@ func (v *Variant) Build(t testing.TB) {
 
 func (v *Variant) binary(t testing.TB) string {
 	t.Helper()
+	if v.path != "" {
+		return v.path
+	}
 	files, err := v.files()
 	if err != nil {
 		t.Fatalf("lab: %s: %v", v.name, err)
