@@ -81,7 +81,7 @@ func (d *DB) migrate(ctx context.Context, have int64, ms []migration) error {
 			w.Exec("ROLLBACK") // as in transact
 			return fmt.Errorf("database %s: migration %d (%s): %w", d.path, m.version, m.name, err)
 		}
-		d.log.Info("migrated the database", "version", m.version, "name", m.name)
+		d.tellMigrated(m, have)
 	}
 	return w.Exec("PRAGMA foreign_keys=ON").Error
 }
@@ -89,6 +89,15 @@ func (d *DB) migrate(ctx context.Context, have int64, ms []migration) error {
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// tellMigrated logs a step; those of a new database are nothing to tell.
+func (d *DB) tellMigrated(m migration, from int64) {
+	if from == 0 {
+		d.log.Debug("made the database", "version", m.version, "name", m.name)
+		return
+	}
+	d.log.Info("migrated the database", "version", m.version, "name", m.name)
 }
 
 // apply runs one migration inside tx.

@@ -174,7 +174,7 @@ func (d *DB) migratePostgres(ctx context.Context, ms []migration) error {
 		if err != nil {
 			return fmt.Errorf("database %s: migration %d (%s): %w", d.path, m.version, m.name, err)
 		}
-		d.log.Info("migrated the database", "version", m.version, "name", m.name)
+		d.tellMigrated(m, have)
 	}
 	return nil
 }
