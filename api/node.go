@@ -112,7 +112,7 @@ func nodeJSON(sn *state.Snapshot, n *state.Node, now time.Time) *Node {
 		Online:          n.Online,
 		ApprovedRoutes:  prefixStrings(n.ApprovedRoutes),
 		AvailableRoutes: prefixStrings(tailnet.SortPrefixes(slices.Clone(n.AdvertisedRoutes()))),
-		SubnetRoutes:    prefixStrings(n.Primary),
+		SubnetRoutes:    prefixStrings(slices.DeleteFunc(slices.Clone(n.Primary), tailnet.IsServiceRoute)),
 		StableID:        n.StableID, Ephemeral: n.Ephemeral, Expired: n.Expired(now), Authorized: n.Authorized,
 		Status: nodeStatus(sn, n), NeverExpires: n.NeverExpires,
 		OS: n.Hostinfo.OS, Endpoints: []string{}, HomeDERP: n.HomeDERP,

@@ -161,6 +161,7 @@ func (s *server) operations() []operation {
 		s.nodeOperations(),
 		s.attributeOperations(),
 		s.routeOperations(),
+		s.serviceOperations(),
 		s.preAuthKeyOperations(),
 		s.apiKeyOperations(),
 		s.oauthClientOperations(),

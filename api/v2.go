@@ -23,7 +23,7 @@ import (
 //	v2device.go   T/devices, /device/{device}…           v2dns.go       T/dns/…
 //	v2policy.go   T/acl…                                 v2user.go      T/users, /users/{user}…
 //	v2key.go      T/keys…                                v2settings.go  T/settings, T/contacts
-//	v2logging.go  T/logging/configuration
+//	v2logging.go  T/logging/configuration                v2service.go   T/services…, T/vip-services…
 //	v2webhook.go  T/webhooks, /webhooks/{endpoint}…      v2rest.go      what Skein does not have, which answers 501
 //
 // Rules of the wire, as those tools rely on them: every answer is JSON, 401, 404 and 405 among them (v2Error); bodies are read
@@ -72,7 +72,7 @@ func NewV2Server(o Options) http.Handler {
 
 func (s *server) v2Routes() []route {
 	return slices.Concat(s.v2DeviceRoutes(), s.v2PolicyRoutes(), s.v2KeyRoutes(), s.v2DNSRoutes(), s.v2SettingsRoutes(), s.v2UserRoutes(),
-		s.v2WebhookRoutes(), s.v2ContactRoutes(), s.v2LoggingRoutes(), s.v2RestRoutes())
+		s.v2ServiceRoutes(), s.v2WebhookRoutes(), s.v2ContactRoutes(), s.v2LoggingRoutes(), s.v2RestRoutes())
 }
 
 // plain is an answer that is not JSON of ours.

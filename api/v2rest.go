@@ -29,14 +29,6 @@ func (s *server) v2RestRoutes() []route {
 		{"/device-invites/{id}/resend", auth.ScopeDevices, "sharing of devices with other tailnets"},
 		{"/device-invites/-/accept", auth.ScopeDevices, "sharing of devices with other tailnets"},
 		{t + "/device-attributes", auth.ScopePosture, "attributes of several devices at once; POST /device/{id}/attributes/{name} sets one"},
-		{t + "/vip-services", auth.ScopeServices, "services"},
-		{t + "/vip-services/{service}", auth.ScopeServices, "services"},
-		{t + "/vip-services/{service}/devices", auth.ScopeServices, "services"},
-		{t + "/vip-services/{service}/device/{device}/approved", auth.ScopeServices, "services"},
-		{t + "/services", auth.ScopeServices, "services"},
-		{t + "/services/{service}", auth.ScopeServices, "services"},
-		{t + "/services/{service}/devices", auth.ScopeServices, "services"},
-		{t + "/services/{service}/device/{device}/approved", auth.ScopeServices, "services"},
 		{t + "/contacts/{type}/resend-verification-email", auth.ScopeAccount, "verification of contacts: it sends no mail, and takes their addresses as they are"},
 	} {
 		methods := ops{}

@@ -11,6 +11,10 @@ import (
 	"time"
 
 	ts "tailscale.com/client/tailscale/v2"
+
+	"github.com/skein-vpn/skein/auth"
+	"github.com/skein-vpn/skein/state"
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 // ask sends a request with a key, and returns status and body.
@@ -125,5 +129,129 @@ func TestV2ConfigurationLog(t *testing.T) {
 		if code, body := w.ask(t, key, "GET", "/tailnet/-/logging/configuration"+q, ""); code != 400 {
 			t.Errorf("%q: %d %s", q, code, body)
 		}
+	}
+}
+
+func TestV2Services(t *testing.T) {
+	w := newV2World(t)
+	key, ctx := w.apiKey(0), w.ctx()
+	c := w.tailscale(key)
+	if all, err := c.Services().List(ctx); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	web := ts.Service{Name: "svc:web", Ports: []string{"tcp:443", "tcp:80-90"}, Comment: "intranet", Tags: []string{"tag:b", "tag:a"}, Annotations: map[string]string{"k": "v"}}
+	if err := c.Services().CreateOrUpdate(ctx, web); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Services().Get(ctx, "svc:web")
+	if err != nil || len(got.Addrs) != 2 || got.Comment != web.Comment || !slices.Equal(got.Ports, web.Ports) || !slices.Equal(got.Tags, []string{"tag:a", "tag:b"}) ||
+		got.Annotations["k"] != "v" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	before := *got
+	got.Comment, got.Ports = "", []string{"do-not-validate"}
+	if err := c.Services().CreateOrUpdate(ctx, *got); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Services().Get(ctx, "svc:web"); err != nil || !slices.Equal(got.Addrs, before.Addrs) || got.Comment != "" || !slices.Equal(got.Ports, []string{"do-not-validate"}) {
+		t.Errorf("changed: %+v, %v", got, err)
+	}
+	// An address of one's own choice, of a new service and of one that is there.
+	for _, name := range []string{"svc:web", "svc:db"} {
+		addr := map[string]string{"svc:web": "100.64.7.7", "svc:db": "100.64.7.8"}[name]
+		if err := c.Services().CreateOrUpdate(ctx, ts.Service{Name: name, Addrs: []string{addr}}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.Services().Get(ctx, name); err != nil || got.Addrs[0] != addr || len(got.Addrs) != 2 {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	nas := w.st.Snapshot().NodeByName("homeds")
+	for what, s := range map[string]ts.Service{
+		"name":                 {Name: "svc:No.Name"},
+		"port":                 {Name: "svc:x", Ports: []string{"443"}},
+		"udp":                  {Name: "svc:x", Ports: []string{"udp:53"}},
+		"tag":                  {Name: "svc:x", Tags: []string{"tag:Ä"}},
+		"address":              {Name: "svc:x", Addrs: []string{"10.0.0.1"}},
+		"no address":           {Name: "svc:x", Addrs: []string{"web"}},
+		"two addresses":        {Name: "svc:x", Addrs: []string{"100.64.7.9", "100.64.7.10"}},
+		"IPv6 alone":           {Name: "svc:x", Addrs: []string{"fd7a:115c:a1e0::99"}},
+		"a comment too long":   {Name: "svc:x", Comment: strings.Repeat("a", 2000)},
+		"annotations too long": {Name: "svc:x", Annotations: map[string]string{"k": strings.Repeat("a", 5000)}},
+	} {
+		if err := c.Services().CreateOrUpdate(ctx, s); status(err) != 400 {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, s := range map[string]ts.Service{
+		"the name of a node":    {Name: "svc:homeds"},
+		"the address of a node": {Name: "svc:x", Addrs: []string{nas.IPv4.String()}},
+		"another's address":     {Name: "svc:x", Addrs: []string{"100.64.7.8"}},
+	} {
+		if err := c.Services().CreateOrUpdate(ctx, s); status(err) != 409 {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := c.Services().Get(ctx, "svc:x"); !ts.IsNotFound(err) {
+		t.Errorf("something is left of what failed: %v", err)
+	}
+	for _, q := range [][3]string{
+		{"PUT", "/tailnet/-/services/svc:web", `{"name": "svc:other"}`}, {"PUT", "/tailnet/-/services/svc:web", ""}, {"PUT", "/tailnet/-/services/svc:web", "["},
+		{"POST", "/tailnet/-/services/svc:web/device/2/approved", "{}"},
+		{"POST", "/tailnet/-/services/svc:web/device/2/approved", `{"approved": true}`}, // belongs to a user
+	} {
+		if code, body := w.ask(t, key, q[0], q[1], q[2]); code != 400 {
+			t.Errorf("%v: %d %s", q, code, body)
+		}
+	}
+
+	// A host: what it offers, and what was decided about it.
+	w.must(w.st.Update(ctx, "test", func(tx *state.Tx) error {
+		n := tx.Node(nas.ID).Clone()
+		n.User, n.Tags = 0, []string{"tag:a"}
+		tx.SetOffers(n, "hash", []tailnet.Hosting{{Service: "svc:db", Offered: true, Active: true, Ports: []string{"tcp:1-100"}}})
+		return tx.PutNode(n)
+	}))
+	for _, all := range []string{"/tailnet/-/vip-services", "/tailnet/-/services"} {
+		want := func(path, want string) {
+			t.Helper()
+			if code, body := w.ask(t, key, "GET", all+path, ""); code != 200 || strings.TrimSpace(body) != want {
+				t.Errorf("%s: %d %s, want %s", all+path, code, body, want)
+			}
+		}
+		decide := func(b string) {
+			t.Helper()
+			if code, body := w.ask(t, key, "POST", all+"/svc:db/device/"+nas.StableID+"/approved", `{"approved": `+b+`}`); code != 200 {
+				t.Errorf("%d %s", code, body)
+			}
+		}
+		want("/svc:db/devices", `{"hosts":[{"stableNodeID":"`+nas.StableID+`","approvalLevel":"not-approved","configured":"ready"}]}`)
+		want("/svc:db/device/2/approved", `{"approved":false,"autoApproved":false}`)
+		decide("true")
+		want("/svc:db/device/"+nas.StableID+"/approved", `{"approved":true,"autoApproved":false}`)
+		want("/svc:db/devices", `{"hosts":[{"stableNodeID":"`+nas.StableID+`","approvalLevel":"approved:manual","configured":"ready"}]}`)
+		decide("false")
+		want("/svc:web/devices", `{"hosts":[]}`)
+		if code, _ := w.ask(t, key, "GET", all+"/svc:db/device/99/approved", ""); code != 404 {
+			t.Errorf("no such device: %d", code)
+		}
+	}
+	if err := c.Services().Delete(ctx, "svc:web"); err != nil {
+		t.Error(err)
+	}
+	if err := c.Services().Delete(ctx, "svc:web"); !ts.IsNotFound(err) {
+		t.Errorf("deleted again: %v", err)
+	}
+	// A credential may give the tags that it has, and no others.
+	secret, _, err := w.auth.CreateOAuthClient(ctx, auth.SocketPrincipal("test"), auth.ClientRequest{Scopes: []string{"services", "auth_keys"}, Tags: []string{"tag:k8s"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &ts.Client{BaseURL: w.url, Auth: &ts.OAuth{ClientID: "x", ClientSecret: secret}}
+	if err := o.Services().CreateOrUpdate(ctx, ts.Service{Name: "svc:mine", Tags: []string{"tag:k8s"}}); err != nil {
+		t.Error(err)
+	}
+	if err := o.Services().CreateOrUpdate(ctx, ts.Service{Name: "svc:theirs", Tags: []string{"tag:a"}}); status(err) != 403 {
+		t.Errorf("a tag that is not its own: %v", err)
 	}
 }

@@ -83,13 +83,14 @@ type Server struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup // connections, timers, rounds and the prober
 
-	handler http.Handler // inside Noise connections
-	h2      h2.Options
-	limits  *limiter
-	turns   chan struct{} // as many slots as full maps may be made at a time
-	pings   *pings
-	round   atomic.Pointer[round] // the one that is now
-	atWork  atomic.Int64          // see work
+	handler   http.Handler // inside Noise connections
+	h2        h2.Options
+	limits    *limiter
+	turns     chan struct{} // as many slots as full maps may be made at a time
+	pings     *pings
+	announced *announcements
+	round     atomic.Pointer[round] // the one that is now
+	atWork    atomic.Int64          // see work
 
 	enteredMu sync.Mutex
 	entered   []*mapSession // guarded by enteredMu: the map sessions that rounds look at
@@ -121,7 +122,7 @@ func New(o Options) *Server {
 		o.Log = slog.Default()
 	}
 	s := &Server{
-		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(), turns: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(), announced: newAnnouncements(), turns: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		sessions: map[tailnet.NodeID]*mapSession{}, offline: map[tailnet.NodeID]*time.Timer{},
 		gone: map[key.MachinePublic]chan struct{}{},
 	}
@@ -138,6 +139,7 @@ func New(o Options) *Server {
 	s.round.Store(newRound(sn.Seq))
 	s.wg.Go(func() { s.runRounds(s.ctx, sn) })
 	s.wg.Go(func() { s.probe(s.ctx) })
+	s.wg.Go(func() { s.fetchServices(s.ctx) })
 	return s
 }
 

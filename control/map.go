@@ -88,6 +88,9 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 			next.Tags, next.User, next.Expiry = tagged.Tags, tagged.User, tagged.Expiry
 		}
 		auth.SetHostname(tx, next, next.Hostinfo.Hostname)
+		if next.Hostinfo.ServicesHash == "" && next.ServicesHash != "" {
+			tx.SetOffers(next, "", nil)
+		}
 		tx.AutoApprove(next)
 		return tx.PutNode(next)
 	})
@@ -95,6 +98,9 @@ func (s *Server) serveLite(w http.ResponseWriter, r *http.Request, id tailnet.No
 		s.fail(w, r, "storing a node's report", err)
 	} else if refused != nil { // it stays what it is; `tailscale up` is told the same when it logs in
 		s.log.Warn("a node asks for tags that it may not have", "node", id, "err", refused)
+	}
+	if req.Hostinfo != nil {
+		s.checkServices(id)
 	}
 }
 
@@ -334,6 +340,7 @@ func (s *Server) removeSession(ms *mapSession) {
 // that one speaks for itself, and may even have ended again.
 func (s *Server) cameOnline(ctx context.Context, ms *mapSession) error {
 	id, capver := ms.viewer.Node, ms.viewer.Capver
+	defer s.checkServices(id)
 	return s.o.State.Update(ctx, "node came online", func(tx *state.Tx) error {
 		s.mu.Lock()
 		current := s.sessions[id] == ms

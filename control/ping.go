@@ -2,10 +2,12 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -38,9 +40,18 @@ var errNoStream = errors.New("the node has no map session")
 
 // c2n sends req to the node and returns the status of its answer. The error is ctx's if the node does not answer.
 func (s *Server) c2n(ctx context.Context, id tailnet.NodeID, req string) (status int, err error) {
+	resp, err := s.call(ctx, id, req)
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, nil
+}
+
+// call sends req to the node and returns its answer, whose body is in memory. The error is ctx's if the node does not answer.
+func (s *Server) call(ctx context.Context, id tailnet.NodeID, req string) (*http.Response, error) {
 	n := s.o.State.Snapshot().Node(id)
 	if n == nil {
-		return 0, errNoStream
+		return nil, errNoStream
 	}
 	p := &pending{machine: n.MachineKey, answer: make(chan *http.Response, 1)}
 	token := rand.Text() // a fresh URL each time: clients drop repetitions (controlclient.Auto)
@@ -56,20 +67,20 @@ func (s *Server) c2n(ctx context.Context, id tailnet.NodeID, req string) (status
 	ms := s.sessions[id]
 	s.mu.Unlock()
 	if ms == nil {
-		return 0, errNoStream
+		return nil, errNoStream
 	}
 	call := s.pingRequest(token, "c2n")
 	call.Payload = []byte(req)
 	select {
 	case ms.pings <- call:
 	default:
-		return 0, fmt.Errorf("the last call to node %d has not been sent yet", id)
+		return nil, fmt.Errorf("the last call to node %d has not been sent yet", id)
 	}
 	select {
 	case resp := <-p.answer:
-		return resp.StatusCode, nil
+		return resp, nil
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -123,7 +134,9 @@ func (s *Server) servePong(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the answer is not an HTTP response", http.StatusBadRequest)
 		return
 	}
+	body, _ := io.ReadAll(resp.Body) // one that breaks off is a sign of life all the same
 	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(body))
 	select {
 	case p.answer <- resp:
 	default: // answered already

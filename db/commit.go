@@ -66,6 +66,7 @@ type commit struct {
 	users    []userRow
 	keys     []preAuthKeyRow
 	creds    []credentialRow
+	services []serviceRow
 	audit    []auditRow
 	policies []policyRow // one at the most
 	revision revisionRow
@@ -78,11 +79,12 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 		at = d.now()
 	}
 	c := &commit{id: id, known: known, rev: known + 1, ch: ch, at: formatTime(at)}
-	var errs [8]error
+	var errs [9]error
 	c.nodes, errs[0] = makeRows(id, ch.PutNodes, makeNodeRow)
 	c.users, errs[1] = makeRows(id, ch.PutUsers, makeUserRow)
 	c.keys, errs[2] = makeRows(id, ch.PutPreAuthKeys, makePreAuthKeyRow)
 	c.creds, errs[5] = makeRows(id, ch.PutCredentials, makeCredentialRow)
+	c.services, errs[8] = makeRows(id, ch.PutServices, makeServiceRow)
 	c.audit, errs[7] = makeAuditRows(id, c.rev, ch.Audit, at)
 	c.revision, errs[3] = makeRevisionRow(id, c.rev, ch, at)
 	c.revision.CommitID = &unique
@@ -132,6 +134,9 @@ func (c *commit) run(tx *gorm.DB) error {
 		return err
 	}
 	if err := upsert(tx, c.creds); err != nil {
+		return err
+	}
+	if err := upsert(tx, c.services); err != nil {
 		return err
 	}
 	if err := upsert(tx, c.nodes); err != nil {
@@ -193,6 +198,11 @@ func (c *commit) deletes(tx *gorm.DB) error {
 	}
 	for ids := range slices.Chunk(c.ch.DeleteCredentials, maxIDs) {
 		if err := tx.Exec("DELETE FROM credentials WHERE tailnet_id = ? AND id IN ?", c.id, ids).Error; err != nil {
+			return err
+		}
+	}
+	for names := range slices.Chunk(c.ch.DeleteServices, maxIDs) {
+		if err := tx.Exec("DELETE FROM services WHERE tailnet_id = ? AND id IN ?", c.id, names).Error; err != nil {
 			return err
 		}
 	}

@@ -241,7 +241,7 @@ func TestRevisions(t *testing.T) {
 	ch := sampleChanges()
 	mustCommit(t, d, 0, ch)
 	mustCommit(t, d, 1, &tailnet.Changes{DeleteNodes: []tailnet.NodeID{7}, DeletePreAuth: []tailnet.PreAuthKeyID{3}, DeleteUsers: []tailnet.UserID{2},
-		DeleteCredentials: []string{"kAbc"}, Why: []string{"gone"}})
+		DeleteCredentials: []string{"kAbc"}, DeleteServices: []string{"svc:web"}, Why: []string{"gone"}})
 	mustCommit(t, d, 2, &tailnet.Changes{When: t0.Add(time.Hour)})
 	got, err := d.Revisions(ctx, 1, 0, 10)
 	if err != nil {
@@ -249,9 +249,9 @@ func TestRevisions(t *testing.T) {
 	}
 	want := []*Revision{
 		{Rev: 1, At: t0, Why: ch.Why, Settings: true, PutNodes: []tailnet.NodeID{7}, PutUsers: []tailnet.UserID{2}, PutPreAuthKeys: []tailnet.PreAuthKeyID{3},
-			PutCredentials: []string{"kAbc"}},
+			PutCredentials: []string{"kAbc"}, PutServices: []string{"svc:web"}},
 		{Rev: 2, At: t0, Why: []string{"gone"}, DeleteNodes: []tailnet.NodeID{7}, DeleteUsers: []tailnet.UserID{2}, DeletePreAuth: []tailnet.PreAuthKeyID{3},
-			DeleteCredentials: []string{"kAbc"}},
+			DeleteCredentials: []string{"kAbc"}, DeleteServices: []string{"svc:web"}},
 		{Rev: 3, At: t0.Add(time.Hour)},
 	}
 	if diff := diff(want, got); diff != "" {

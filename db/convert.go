@@ -334,6 +334,8 @@ func makeNodeRow(id tailnet.ID, n *tailnet.Node) (nodeRow, error) {
 		OldNodeKey:     text(f, "old_node_key", n.OldNodeKey),
 		OldKeyUntil:    f.time("old_key_until", n.OldKeyUntil),
 		Attributes:     list(f, "attributes", n.Attributes),
+		Hostings:       list(f, "hostings", n.Hostings),
+		ServicesHash:   n.ServicesHash,
 		DiscoKey:       text(f, "disco_key", n.DiscoKey),
 		UserID:         ref(n.User),
 		Tags:           list(f, "tags", n.Tags),
@@ -370,6 +372,8 @@ func (r *nodeRow) domain() (*tailnet.Node, error) {
 		OldNodeKey:     parse[key.NodePublic](f, "old_node_key", r.OldNodeKey),
 		OldKeyUntil:    f.parseTime("old_key_until", r.OldKeyUntil),
 		Attributes:     parseList[tailnet.Attribute](f, "attributes", r.Attributes),
+		Hostings:       parseList[tailnet.Hosting](f, "hostings", r.Hostings),
+		ServicesHash:   r.ServicesHash,
 		DiscoKey:       parse[key.DiscoPublic](f, "disco_key", r.DiscoKey),
 		User:           parseRef[tailnet.UserID](r.UserID),
 		Tags:           parseList[string](f, "tags", r.Tags),
@@ -461,6 +465,10 @@ func makeRevisionRow(id tailnet.ID, rev tailnet.Rev, ch *tailnet.Changes, at tim
 	for i, c := range ch.PutCredentials {
 		creds[i] = c.ID
 	}
+	services := make([]string, len(ch.PutServices))
+	for i, s := range ch.PutServices {
+		services[i] = s.Name
+	}
 	return revisionRow{
 		TailnetID:          int64(id),
 		Rev:                int64(rev),
@@ -475,6 +483,8 @@ func makeRevisionRow(id tailnet.ID, rev tailnet.Rev, ch *tailnet.Changes, at tim
 		DeletedPreAuthKeys: list(f, "deleted_pre_auth_keys", ch.DeletePreAuth),
 		PutCredentials:     list(f, "put_credentials", creds),
 		DeletedCredentials: list(f, "deleted_credentials", ch.DeleteCredentials),
+		PutServices:        list(f, "put_services", services),
+		DeletedServices:    list(f, "deleted_services", ch.DeleteServices),
 	}, f.err()
 }
 
@@ -494,6 +504,8 @@ func (r *revisionRow) domain() (*Revision, error) {
 
 		PutCredentials:    parseList[string](f, "put_credentials", r.PutCredentials),
 		DeleteCredentials: parseList[string](f, "deleted_credentials", r.DeletedCredentials),
+		PutServices:       parseList[string](f, "put_services", r.PutServices),
+		DeleteServices:    parseList[string](f, "deleted_services", r.DeletedServices),
 	}, f.err()
 }
 

@@ -24,7 +24,9 @@ func sampleNode() *tailnet.Node {
 	return &tailnet.Node{
 		ID: 7, StableID: "nSeven", MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), OldNodeKey: key.NewNode().Public(), OldKeyUntil: t0.Add(time.Minute),
 		Attributes: []tailnet.Attribute{{Name: "custom:tier", Value: "gold", Kind: "string"}},
-		DiscoKey:   key.NewDisco().Public(), User: 2, Tags: []string{"tag:a", "tag:\u2028\"b"}, Hostname: "Häns's PC", Name: "haens-pc", NameFixed: true,
+		Hostings: []tailnet.Hosting{{Service: "svc:web", Offered: true, Active: true, Ports: []string{"tcp:443"}, Approval: tailnet.ApprovedByPolicy,
+			IPv4: addrOf("100.64.0.9"), IPv6: addrOf("fd7a:115c:a1e0::9")}}, ServicesHash: "00ff",
+		DiscoKey: key.NewDisco().Public(), User: 2, Tags: []string{"tag:a", "tag:\u2028\"b"}, Hostname: "Häns's PC", Name: "haens-pc", NameFixed: true,
 		IPv4: addrOf("100.64.0.7"), IPv6: addrOf("fd7a:115c:a1e0::7"), Ephemeral: true, RegisterMethod: tailnet.RegisteredByCLI, PreAuthKey: 3,
 		Created: t0, Expiry: t0.AddDate(100, 0, 0), NeverExpires: true, Authorized: true, Hostinfo: &tailcfg.Hostinfo{OS: "linux"},
 		Endpoints:     []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("[2001:db8::1]:65535")},
@@ -62,9 +64,14 @@ func sampleChanges() *tailnet.Changes {
 		Tailnet: &tailnet.Tailnet{ID: 1, Name: "office", Settings: tailnet.Settings{DeviceApproval: true, UserApproval: true, KeyDuration: 90 * 24 * time.Hour},
 			LastNodeID: 7, LastUserID: 2, LastPreAuthKeyID: 3, LastPolicyID: 4},
 		PutNodes: []*tailnet.Node{sampleNode()}, PutUsers: []*tailnet.User{sampleUser()}, PutPreAuthKeys: []*tailnet.PreAuthKey{sampleKey()},
-		PutCredentials: []*tailnet.Credential{sampleCredential()},
-		PutPolicy:      samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
+		PutCredentials: []*tailnet.Credential{sampleCredential()}, PutServices: []*tailnet.Service{sampleService()},
+		PutPolicy: samplePolicy(), Why: []string{"a node joined", "sample"}, When: t0,
 	}
+}
+
+func sampleService() *tailnet.Service {
+	return &tailnet.Service{Name: "svc:web", IPv4: netip.MustParseAddr("100.64.0.9"), IPv6: netip.MustParseAddr("fd7a:115c:a1e0::9"), DisplayName: "The web",
+		Comment: "of the office", Annotations: map[string]string{"owner": "ops"}, Ports: []string{"tcp:443"}, Tags: []string{"tag:web"}, Created: t0, Updated: t0}
 }
 
 func testLogin(id string, created time.Time) *tailnet.Login {
@@ -78,7 +85,7 @@ func TestEveryFieldIsStored(t *testing.T) {
 	d := openTest(t)
 	ch := sampleChanges()
 	login := testLogin("secret", t0)
-	for _, v := range []any{*ch.Tailnet, *ch.PutNodes[0], *ch.PutUsers[0], *ch.PutPreAuthKeys[0], *ch.PutCredentials[0], *ch.PutPolicy, samplePresence(), *login} {
+	for _, v := range []any{*ch.Tailnet, *ch.PutNodes[0], *ch.PutUsers[0], *ch.PutPreAuthKeys[0], *ch.PutCredentials[0], *ch.PutServices[0], *ch.PutPolicy, samplePresence(), *login} {
 		rv := reflect.ValueOf(v)
 		for i := range rv.NumField() {
 			if rv.Field(i).IsZero() && rv.Type().Field(i).Name != "Bcrypt" { // stands in place of Hash: TestBcryptKey
@@ -94,7 +101,7 @@ func TestEveryFieldIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &tailnet.Contents{Rev: 1, PresenceSeq: 1, Tailnet: *ch.Tailnet, Nodes: ch.PutNodes, Users: ch.PutUsers, PreAuthKeys: ch.PutPreAuthKeys,
-		Credentials: ch.PutCredentials, Policy: ch.PutPolicy,
+		Credentials: ch.PutCredentials, Services: ch.PutServices, Policy: ch.PutPolicy,
 		Presence: map[tailnet.NodeID]tailnet.Presence{7: samplePresence()}}
 	if diff := diff(want, mustLoad(t, d, 1)); diff != "" {
 		t.Error(diff)
@@ -152,7 +159,7 @@ func TestCorruptRows(t *testing.T) {
 	free := map[string]bool{ // any text is fine there
 		"tailnets.name": true, "users.name": true, "users.display_name": true, "users.email": true, "users.role": true, "users.status": true, "users.provider": true, "users.provider_id": true,
 		"users.picture": true, "presence.server": true, "pre_auth_keys.prefix": true, "pre_auth_keys.description": true,
-		"nodes.stable_id": true, "nodes.hostname": true, "nodes.name": true, "nodes.register_method": true,
+		"nodes.stable_id": true, "nodes.hostname": true, "nodes.name": true, "nodes.register_method": true, "nodes.services_hash": true,
 	}
 	for _, table := range []string{"tailnets", "users", "pre_auth_keys", "nodes", "presence"} {
 		d := openTest(t)
@@ -349,6 +356,7 @@ func apply(c *tailnet.Contents, s *tailnet.Step) {
 	c.Users = applyRows(c.Users, s.Changes.PutUsers, s.Changes.DeleteUsers, func(u *tailnet.User) tailnet.UserID { return u.ID })
 	c.PreAuthKeys = applyRows(c.PreAuthKeys, s.Changes.PutPreAuthKeys, s.Changes.DeletePreAuth, func(k *tailnet.PreAuthKey) tailnet.PreAuthKeyID { return k.ID })
 	c.Credentials = applyRows(c.Credentials, s.Changes.PutCredentials, s.Changes.DeleteCredentials, func(c *tailnet.Credential) string { return c.ID })
+	c.Services = applyRows(c.Services, s.Changes.PutServices, s.Changes.DeleteServices, func(v *tailnet.Service) string { return v.Name })
 	c.Presence = maps.Clone(c.Presence)
 	for _, id := range s.Changes.DeleteNodes {
 		delete(c.Presence, id)

@@ -33,6 +33,8 @@ type Revision struct {
 
 	PutCredentials    []string
 	DeleteCredentials []string
+	PutServices       []string
+	DeleteServices    []string
 }
 
 // Revisions returns up to limit commits after the Rev given, in order. Old ones may have been purged: a reader who finds that

@@ -61,6 +61,7 @@ func load(tx *gorm.DB, id tailnet.ID) (*tailnet.Contents, error) {
 	c.Users, faults = loadAll(tx, id, "id", faults, (*userRow).domain)
 	c.PreAuthKeys, faults = loadAll(tx, id, "id", faults, (*preAuthKeyRow).domain)
 	c.Credentials, faults = loadAll(tx, id, "id", faults, (*credentialRow).domain)
+	c.Services, faults = loadAll(tx, id, "id", faults, (*serviceRow).domain)
 	c.Nodes, faults = loadAll(tx, id, "id", faults, (*nodeRow).domain)
 
 	newest, faults := policies(tx, id, 1, faults)

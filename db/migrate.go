@@ -22,7 +22,7 @@ type migration struct {
 }
 
 // migrations are all of them, in order; each has its file.
-var migrations = []migration{migration001, migration002, migration003, migration004, migration005, migration006, migration007, migration008, migration009, migration010, migration011, migration012, migration013}
+var migrations = []migration{migration001, migration002, migration003, migration004, migration005, migration006, migration007, migration008, migration009, migration010, migration011, migration012, migration013, migration014}
 
 const createMigrations = `
 CREATE TABLE schema_migrations (

@@ -73,6 +73,8 @@ type nodeRow struct {
 	OldNodeKey     *string
 	OldKeyUntil    *string
 	Attributes     *string // JSON
+	Hostings       *string // JSON
+	ServicesHash   string
 	DiscoKey       *string
 	UserID         *int64
 	Tags           *string // JSON
@@ -149,6 +151,8 @@ type revisionRow struct {
 	DeletedPreAuthKeys *string
 	PutCredentials     *string
 	DeletedCredentials *string
+	PutServices        *string
+	DeletedServices    *string
 	CommitID           *string // random; NULL in revisions from before there were several servers
 }
 

@@ -84,7 +84,7 @@ func readChanges(tx *gorm.DB, t *tailnetRow, revs []revisionRow, ch *tailnet.Cha
 	var nodes []tailnet.NodeID
 	var users []tailnet.UserID
 	var keys []tailnet.PreAuthKeyID
-	var creds []string
+	var creds, services []string
 	settings := false
 	for i := range revs {
 		r, err := revs[i].domain()
@@ -96,12 +96,14 @@ func readChanges(tx *gorm.DB, t *tailnetRow, revs []revisionRow, ch *tailnet.Cha
 		users = append(append(users, r.PutUsers...), r.DeleteUsers...)
 		keys = append(append(keys, r.PutPreAuthKeys...), r.DeletePreAuth...)
 		creds = append(append(creds, r.PutCredentials...), r.DeleteCredentials...)
+		services = append(append(services, r.PutServices...), r.DeleteServices...)
 	}
-	var errs [5]error
+	var errs [6]error
 	ch.PutNodes, ch.DeleteNodes, errs[0] = readRows(tx, t.ID, nodes, (*nodeRow).domain, func(n *tailnet.Node) tailnet.NodeID { return n.ID })
 	ch.PutUsers, ch.DeleteUsers, errs[1] = readRows(tx, t.ID, users, (*userRow).domain, func(u *tailnet.User) tailnet.UserID { return u.ID })
 	ch.PutPreAuthKeys, ch.DeletePreAuth, errs[2] = readRows(tx, t.ID, keys, (*preAuthKeyRow).domain, func(k *tailnet.PreAuthKey) tailnet.PreAuthKeyID { return k.ID })
 	ch.PutCredentials, ch.DeleteCredentials, errs[4] = readRows(tx, t.ID, creds, (*credentialRow).domain, func(c *tailnet.Credential) string { return c.ID })
+	ch.PutServices, ch.DeleteServices, errs[5] = readRows(tx, t.ID, services, (*serviceRow).domain, func(s *tailnet.Service) string { return s.Name })
 	if settings { // the counter of policies is one of them
 		tn, err := t.domain()
 		if err != nil {

@@ -239,7 +239,8 @@ func (e *Encoder) own(st *step, v Viewer, before, after *state.Node) *object {
 // says that it finds nothing different about any node, but filters look at routes that are not approved, too.
 func sameTraffic(before, after *state.Node) bool {
 	return before.IPv4 == after.IPv4 && before.IPv6 == after.IPv6 && slices.Equal(before.ApprovedRoutes, after.ApprovedRoutes) &&
-		slices.Equal(before.AdvertisedRoutes(), after.AdvertisedRoutes())
+		slices.Equal(before.AdvertisedRoutes(), after.AdvertisedRoutes()) && slices.Equal(before.ActiveRoutes(), after.ActiveRoutes()) &&
+		(len(before.Hostings) == 0) == (len(after.Hostings) == 0)
 }
 
 // common adds what all viewers of an audience are told, except about the node self (0: nobody), and without the peers that are
@@ -294,8 +295,9 @@ func (st *step) common(o *object, v Viewer, before, after audience, self tailnet
 	if had, gets := st.from.DERP.Dial, st.to.DERP.Dial; gets != nil && had != gets && !slices.Equal(marshal(had), marshal(gets)) {
 		o.set("ControlDialPlan", gets)
 	}
-	if st.from.DNS != st.to.DNS {
-		if config := marshal(st.to.DNS.Config()); !slices.Equal(config, marshal(st.from.DNS.Config())) {
+	named := len(st.from.Services())+len(st.to.Services()) > 0 && (st.all || before != after || !sameServices(st.from, st.to))
+	if st.from.DNS != st.to.DNS || named {
+		if config := marshal(dnsConfig(st.to, after)); !slices.Equal(config, marshal(dnsConfig(st.from, before))) {
 			o.key("DNSConfig")
 			o.b = append(o.b, config...)
 		}
@@ -378,7 +380,7 @@ func (e *Encoder) step(from, to *state.Snapshot) *step {
 			e.share(st)
 		}
 		st.renamed = renamedUsers(from, to)
-		st.nodesOnly = !st.all && len(st.renamed) == 0 && from.DNS == to.DNS && from.DERP == to.DERP
+		st.nodesOnly = !st.all && len(st.renamed) == 0 && from.DNS == to.DNS && from.DERP == to.DERP && sameServices(from, to)
 	})
 	return st
 }

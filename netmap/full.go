@@ -242,7 +242,7 @@ func (e *Encoder) view(sn *state.Snapshot, k viewKey) *view {
 		var o object
 		o.set("Domain", sn.DNS.Base)
 		o.set("DERPMap", k.derp) // mandatory: without one the client never gets out of Starting
-		o.set("DNSConfig", sn.DNS.Config())
+		o.set("DNSConfig", dnsConfig(sn, k.audience))
 		o.set("CollectServices", false)
 		o.key("Peers")
 		o.b[0] = ',' // the viewer's own part has opened the object

@@ -21,14 +21,14 @@ import (
 	"github.com/skein-vpn/skein/tailnet"
 )
 
-// naive is the full map made the plain way: one struct, marshalled once. It shares only the looks of one node with what it
+// naive is the full map made the plain way: one struct, marshalled once. It shares only the looks of one node, and names, with what it
 // is compared with; those have tables of their own below.
 func naive(w *world, sn *state.Snapshot, v Viewer) *tailcfg.MapResponse {
 	self := sn.Node(v.Node)
 	now := w.now().UTC()
 	r := &tailcfg.MapResponse{
 		ControlTime: &now, Debug: &tailcfg.Debug{DisableLogTail: true}, Node: w.enc.selfNode(sn, self), Domain: sn.DNS.Base,
-		DERPMap: sn.DERP.For(v.Capver), DNSConfig: sn.DNS.Config(), CollectServices: "false",
+		DERPMap: sn.DERP.For(v.Capver), DNSConfig: dnsConfig(sn, audienceOf(sn, self)), CollectServices: "false",
 	}
 	if sn.Policy.Policy() == nil {
 		r.PacketFilter = sn.Policy.FilterFor(self.Node)

@@ -98,6 +98,7 @@ func (e *Encoder) selfNode(sn *state.Snapshot, n *state.Node) *tailcfg.Node {
 		out.CapMap[c] = v
 	}
 	setAdmin(out.CapMap, sn, n)
+	setServices(out.CapMap, n)
 	if sn.Policy.HasSSH(n.Node) { // it lets `tailscale up --ssh` through
 		out.CapMap[capSSH] = nil
 	}
@@ -132,7 +133,7 @@ func commonNode(sn *state.Snapshot, n *state.Node, routes []netip.Prefix) *tailc
 	}
 	out.AllowedIPs = append(slices.Clone(out.Addresses), routes...)
 	for _, p := range routes {
-		if !tailnet.IsExitRoute(p) {
+		if !tailnet.IsExitRoute(p) && !tailnet.IsServiceRoute(p) {
 			out.PrimaryRoutes = append(out.PrimaryRoutes, p)
 		}
 	}

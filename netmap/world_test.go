@@ -173,8 +173,14 @@ var somePolicies = []*policy.Policy{
 		"ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["autogroup:nonroot"]},
 			{"action": "accept", "src": ["group:few"], "dst": ["tag:web"], "users": ["root"]}],
 		"nodeAttrs": [{"target": ["tag:web", "user-0@"], "attr": ["funnel", "randomize-client-port"]}]}`),
+	parsePolicy(`{"tagOwners": {"tag:web": [], "tag:db": []}, "autoApprovers": {"services": {"svc:a": ["tag:web"], "tag:db": ["tag:db"]}},
+		"acls": [{"action": "accept", "src": ["user-0@", "tag:db"], "dst": ["svc:a:80", "tag:db:22"]}],
+		"grants": [{"src": ["user-1@"], "dst": ["svc:b"], "ip": ["443"], "app": {"example.com/cap/x": [{"a": 1}]}}]}`),
 	parsePolicy(`{"acls": []}`),
 }
+
+// someServices are offered and made at random.
+var someServices = []string{"svc:a", "svc:b", "svc:nas"}
 
 func parsePolicy(text string) *policy.Policy {
 	p, err := policy.Parse([]byte(text))
@@ -199,11 +205,11 @@ func subset[T any](t *rapid.T, label string, vs []T) (out []T) {
 func (w *world) randomChange(t *rapid.T) string {
 	w.pass(time.Duration(rapid.SampledFrom([]int{0, 0, 0, 300, 1000, 90000, 3600000}).Draw(t, "ms")) * time.Millisecond)
 	sn := w.st.Snapshot()
-	kinds := []string{"join", "join", "user", "dns", "derp", "policy", "nothing"}
+	kinds := []string{"join", "join", "user", "dns", "derp", "policy", "service", "service", "nothing"}
 	if len(sn.Nodes()) > 0 {
 		kinds = append(kinds, "lite", "lite", "lite", "lite", "hostinfo", "rotate", "owner", "rename", "advertise", "advertise", "approve",
 			"approve", "approve", "online", "online", "online", "online", "failing", "steady", "seen", "expire", "delete", "authorize",
-			"signature", "capver", "rename user", "relogin", "status", "renew", "renew", "use key")
+			"signature", "capver", "rename user", "relogin", "offer", "offer", "decide", "status", "renew", "renew", "use key")
 	}
 	kind := rapid.SampledFrom(kinds).Draw(t, "change")
 	id := tailnet.NodeID(0)
@@ -225,6 +231,37 @@ func (w *world) randomChange(t *rapid.T) string {
 			u := *us[rapid.IntRange(0, len(us)-1).Draw(t, "user")]
 			u.Status = rapid.SampledFrom([]tailnet.UserStatus{tailnet.UserActive, tailnet.UserActive, tailnet.UserWaiting, tailnet.UserSuspended}).Draw(t, "status")
 			w.update(func(tx *state.Tx) error { return tx.PutUser(&u) })
+		}
+	case "service":
+		service := rapid.SampledFrom(someServices).Draw(t, "service")
+		err := w.st.Update(ctx, "test", func(tx *state.Tx) error {
+			s := tx.Service(service)
+			if s != nil && yes {
+				return tx.DeleteService(service)
+			}
+			if s == nil {
+				var err error
+				if s, err = tx.NewService(service, netip.Addr{}); err != nil {
+					return err
+				}
+			}
+			s = s.Clone()
+			s.Tags = []string{"tag:" + []string{"web", "db"}[len(name)%2]}
+			return tx.PutService(s)
+		})
+		if err != nil && tailnet.CodeOf(err) != tailnet.Conflict { // a node has the name
+			t.Fatal(err)
+		}
+	case "offer":
+		var offers []tailnet.Hosting
+		for _, s := range subset(t, "offers", someServices) {
+			offers = append(offers, tailnet.Hosting{Service: s, Offered: true, Active: yes || s == "svc:b", Ports: []string{"tcp:80"}})
+		}
+		w.edit(id, func(tx *state.Tx, n *tailnet.Node) { tx.SetOffers(n, fmt.Sprint(len(offers), yes), offers) })
+	case "decide":
+		service := rapid.SampledFrom(someServices).Draw(t, "service")
+		if sn.Service(service) != nil {
+			w.update(func(tx *state.Tx) error { return tx.ApproveService(id, service, yes || name == "nas") })
 		}
 	case "renew": // as auth does
 		w.edit(id, func(tx *state.Tx, n *tailnet.Node) { tx.NewKey(n, key.NewNode().Public()) })

@@ -235,7 +235,7 @@ func (c *Compiled) load(nodes []*tailnet.Node) {
 			c.owned = append(c.owned, e)
 		}
 		for _, r := range e.routes {
-			if !tailnet.IsExitRoute(r) {
+			if isSubnet(r) {
 				c.subnets = append(c.subnets, subnet{r, 1})
 			}
 		}
@@ -262,6 +262,9 @@ func (c *Compiled) load(nodes []*tailnet.Node) {
 	}
 	c.subnets = out
 }
+
+// isSubnet reports whether r is neither an exit route nor the address of a service, which is in the tailnet's own ranges.
+func isSubnet(r netip.Prefix) bool { return !tailnet.IsExitRoute(r) && !tailnet.IsServiceRoute(r) }
 
 func byID(a, b *entry) int { return cmp.Compare(a.id, b.id) }
 func byOwner(a, b *entry) int {
@@ -329,7 +332,7 @@ func (c *Compiled) touch(e *entry, delta int) {
 		c.lists[set] = &list{}
 	})
 	for _, r := range e.routes {
-		if tailnet.IsExitRoute(r) {
+		if !isSubnet(r) {
 			continue
 		}
 		i, ok := slices.BinarySearchFunc(c.subnets, r, func(s subnet, r netip.Prefix) int { return comparePrefix(s.net, r) })

@@ -26,6 +26,9 @@ type Options struct {
 	// none. A change of them takes effect with the next With of the node.
 	Custom func(*tailnet.Node) map[string]string
 
+	// Services are the addresses of the tailnet's services by name (svc:NAME). Those that are missing have none yet.
+	Services map[string][]netip.Addr
+
 	// HTTPS says that nodes can get certificates; without it, Funnel is granted with a warning for the client.
 	HTTPS bool
 }
@@ -333,6 +336,8 @@ func (r *rules) set(ts []target, postures []string) int {
 					s.nets = append(s.nets, n)
 				}
 			}
+		case kindService: // its hosts carry its addresses as they do routes
+			s.nets = append(s.nets, prefixes(r.opts.Services[t.name])...)
 		}
 	}
 	id := len(r.sets)

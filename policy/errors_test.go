@@ -129,7 +129,7 @@ func TestWarnings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w := p.Warnings(); len(w) != 3 || w[0].Line+w[1].Line+w[2].Line != 9 {
+	if w := p.Warnings(); len(w) != 2 || w[0].Line+w[1].Line != 5 {
 		t.Errorf("got %v", w)
 	}
 	if !strings.Contains(string(p.Text()), "// not ours") {

@@ -43,7 +43,7 @@ func (c *Compiled) Filters(n *tailnet.Node, v tailcfg.CapabilityVersion) map[str
 	if c.allowAll {
 		return map[string][]tailcfg.FilterRule{"base": c.FilterFor(n)}
 	}
-	caps := v >= capverSourceCaps && len(n.AdvertisedRoutes()) == 0
+	caps := v >= capverSourceCaps && carriesNothing(n)
 	out := map[string][]tailcfg.FilterRule{}
 	for _, g := range c.grouped(n) {
 		name, rules := g.name, g.rules
@@ -62,6 +62,9 @@ func (c *Compiled) Filters(n *tailnet.Node, v tailcfg.CapabilityVersion) map[str
 	}
 	return out
 }
+
+// carriesNothing reports whether n has no other addresses than its own.
+func carriesNothing(n *tailnet.Node) bool { return len(n.AdvertisedRoutes())+len(n.Hostings) == 0 }
 
 // capable reports whether a rule means the same with a capability as its source: grants need addresses, and so do
 // protocols other than TCP, UDP, SCTP and ICMP (filter.matches.matchProtoAndIPsOnlyIfAllPorts). ICMP with a capability is

@@ -115,9 +115,6 @@ func (p *Policy) addDst(a *access, w word, host string, open []ports, star bool)
 		return
 	}
 	p.note(t, w)
-	if t.kind == kindService {
-		p.d.warn(w.off, "%s is understood and matches nothing: there are no services yet", t.name)
-	}
 	a.dst = append(a.dst, destination{t, open})
 }
 

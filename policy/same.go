@@ -23,7 +23,7 @@ func (c *Compiled) Same(o *Compiled, n *tailnet.Node, v tailcfg.CapabilityVersio
 		return false
 	}
 	r, k := c.rules, c.class(e.class)
-	caps := v >= capverSourceCaps && len(n.AdvertisedRoutes()) == 0
+	caps := v >= capverSourceCaps && carriesNothing(n)
 	for _, i := range k.items {
 		it := &r.items[i]
 		// A capability stands for the nodes of the set, but an empty set has no rule at all.

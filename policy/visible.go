@@ -114,7 +114,7 @@ func (c *Compiled) usesRoute(v *class, p netip.Prefix) (plain bool, via []int) {
 	r := c.rules
 	for i := range r.items {
 		it := &r.items[i]
-		if v.dst.has(i) {
+		if v.dst.has(i) && !tailnet.IsServiceRoute(p) { // services send nothing of themselves
 			s := r.sets[it.src]
 			if s.star || s.all || len(s.postures) == 0 && overlaps(s.nets, p) {
 				return true, nil
@@ -135,6 +135,29 @@ func (c *Compiled) usesRoute(v *class, p netip.Prefix) (plain bool, via []int) {
 		}
 	}
 	return false, via
+}
+
+// UsesService reports whether viewers of a class may reach a service with this address.
+func (c *Compiled) UsesService(viewer Class, a netip.Addr) bool {
+	if c.allowAll {
+		return true
+	}
+	v := c.class(viewer)
+	if v == nil {
+		return false
+	}
+	plain, via := c.usesRoute(v, netip.PrefixFrom(a, a.BitLen()))
+	return plain || len(via) > 0
+}
+
+// NamesService reports whether a rule has the service, as svc:NAME, among its destinations.
+func (c *Compiled) NamesService(name string) bool {
+	if c.allowAll {
+		return false
+	}
+	return slices.ContainsFunc(c.rules.sets, func(s *set) bool {
+		return slices.ContainsFunc(s.targets, func(t target) bool { return t.kind == kindService && t.name == name })
+	})
 }
 
 // steered is the router of p among those of the sets: the one that carries it for everybody if it is among them.

@@ -6,8 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strconv"
 	"time"
 
@@ -53,6 +55,7 @@ const (
 	TargetAuthKey  = "auth_key"
 	TargetPolicy   = "policy"
 	TargetSettings = "settings"
+	TargetService  = "service"
 )
 
 // targetOf is what a credential is called in the audit log.
@@ -81,6 +84,7 @@ const (
 	touchUser
 	touchKey
 	touchCredential
+	touchService
 )
 
 // touched notes that a row is put or deleted.
@@ -165,6 +169,10 @@ func (tx *Tx) difference(t touch) *tailnet.AuditEntry {
 		a, b := t.before.(*tailnet.PreAuthKey), tx.PreAuthKey(tailnet.PreAuthKeyID(t.id))
 		return entry(TargetAuthKey, strconv.FormatInt(t.id, 10), name(a, b, func(k *tailnet.PreAuthKey) string { return k.Prefix }), keyFields(a), keyFields(b))
 	}
+	if t.kind == touchService {
+		a, b := t.before.(*tailnet.Service), tx.Service(t.name)
+		return entry(TargetService, t.name, t.name, serviceFields(a), serviceFields(b))
+	}
 	a, b := t.before.(*tailnet.Credential), tx.Credential(t.name)
 	kind := ""
 	for _, c := range []*tailnet.Credential{a, b} {
@@ -247,7 +255,19 @@ func moment(t time.Time) any {
 func sameForAudit(a, b *tailnet.Node) bool {
 	return a.User == b.User && a.Name == b.Name && a.NodeKey == b.NodeKey && a.MachineKey == b.MachineKey && a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6 &&
 		a.Ephemeral == b.Ephemeral && a.Authorized == b.Authorized && a.NeverExpires == b.NeverExpires && a.Expiry.Equal(b.Expiry) &&
-		sameList(a.Tags, b.Tags) && sameList(a.ApprovedRoutes, b.ApprovedRoutes)
+		sameList(a.Tags, b.Tags) && sameList(a.ApprovedRoutes, b.ApprovedRoutes) &&
+		(len(a.Hostings)+len(b.Hostings) == 0 || slices.Equal(decided(a), decided(b)))
+}
+
+// decided are the services that were approved or refused for n, for people.
+func decided(n *tailnet.Node) []string {
+	out := []string{}
+	for _, h := range n.Hostings {
+		if h.Approval != "" {
+			out = append(out, h.Service+" "+string(h.Approval))
+		}
+	}
+	return out
 }
 
 func sameList[T comparable](a, b []T) bool {
@@ -269,7 +289,17 @@ func nodeFields(n *tailnet.Node) map[string]any {
 	return map[string]any{
 		"name": n.Name, "user": int64(n.User), "tags": append([]string{}, n.Tags...), "nodeKey": n.NodeKey.String(), "machineKey": n.MachineKey.String(),
 		"addresses": listed[netip.Addr](n.Addrs()), "ephemeral": n.Ephemeral, "approved": n.Authorized, "expires": moment(n.Expiry),
-		"neverExpires": n.NeverExpires, "routes": listed(n.ApprovedRoutes),
+		"neverExpires": n.NeverExpires, "routes": listed(n.ApprovedRoutes), "services": decided(n),
+	}
+}
+
+func serviceFields(s *tailnet.Service) map[string]any {
+	if s == nil {
+		return nil
+	}
+	return map[string]any{
+		"addresses": listed(s.Addrs()), "displayName": s.DisplayName, "comment": s.Comment, "ports": append([]string{}, s.Ports...),
+		"tags": append([]string{}, s.Tags...), "annotations": maps.Clone(s.Annotations),
 	}
 }
 

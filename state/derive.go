@@ -44,7 +44,7 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 		Seq: prev.Seq + 1, Rev: c.Rev, Tailnet: c.Tailnet,
 		Policy: pol, Text: c.Policy, DNS: dnsOf(prev.dnsBase, prev.fileRecords, c.Tailnet.Settings.DNS), dnsBase: prev.dnsBase,
 		fileRecords: prev.fileRecords, DERP: prev.DERP,
-		users: c.Users, keys: c.PreAuthKeys, creds: c.Credentials,
+		users: c.Users, keys: c.PreAuthKeys, creds: c.Credentials, services: c.Services,
 		index: index{
 			byKey:     table[key.NodePublic, tailnet.NodeID]{base: make(map[key.NodePublic]tailnet.NodeID, len(c.Nodes))},
 			byMachine: table[key.MachinePublic, []tailnet.NodeID]{base: make(map[key.MachinePublic][]tailnet.NodeID, len(c.Nodes))},
@@ -53,6 +53,11 @@ func (st *State) load(c *tailnet.Contents, prev *Snapshot, pol *policy.Compiled)
 			renewing:  map[key.NodePublic]tailnet.NodeID{},
 		},
 		superseded: make(chan struct{}),
+	}
+	for _, s := range c.Services {
+		for _, a := range s.Addrs() {
+			sn.byAddr.base[a] = aService
+		}
 	}
 	now := st.now()
 	st.lowHost = 1
@@ -123,7 +128,7 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 		Seq: base.Seq + 1, Rev: rev, Tailnet: tx.tailnet,
 		Policy: base.Policy, Text: base.Text, Routes: base.Routes, DNS: base.DNS, dnsBase: base.dnsBase,
 		fileRecords: base.fileRecords, DERP: base.DERP,
-		nodes: base.nodes, users: base.users, keys: base.keys, creds: base.creds, index: base.index,
+		nodes: base.nodes, users: base.users, keys: base.keys, creds: base.creds, services: base.services, index: base.index,
 		superseded: make(chan struct{}),
 	}
 	if tx.dns != nil {
@@ -140,6 +145,7 @@ func (st *State) derive(base *Snapshot, tx *Tx, rev tailnet.Rev) *Snapshot {
 	}
 	sn.users = overlay(base.users, tx.users, func(u *tailnet.User) tailnet.UserID { return u.ID })
 	sn.keys = overlay(base.keys, tx.keys, func(k *tailnet.PreAuthKey) tailnet.PreAuthKeyID { return k.ID })
+	sn.services = overlay(base.services, tx.services, func(s *tailnet.Service) string { return s.Name })
 	sn.creds = overlay(base.creds, tx.creds, func(c *tailnet.Credential) string { return c.ID })
 	sn.byKey = base.byKey.with(tx.byKey, same)
 	sn.byName = base.byName.with(tx.byName, same)

@@ -119,6 +119,15 @@ func (tx *Tx) adopt(ch *tailnet.Changes) {
 	for _, c := range ch.PutCredentials {
 		put(tx, tx.creds, c.ID, c)
 	}
+	for _, name := range ch.DeleteServices {
+		if old := tx.Service(name); old != nil {
+			put(tx, tx.services, name, nil)
+			tx.freeService(old)
+		}
+	}
+	for _, s := range ch.PutServices {
+		tx.layService(tx.Service(s.Name), s)
+	}
 	for _, id := range ch.DeletePreAuth {
 		tx.DeletePreAuthKey(id)
 	}

@@ -265,7 +265,7 @@ func checkPolicy(t interface {
 	for _, n := range sn.nodes {
 		rows = append(rows, n.Node)
 	}
-	fresh, err := policy.Compile(p, sn.users, rows, policy.Options{})
+	fresh, err := policy.Compile(p, sn.users, rows, policy.Options{Services: serviceAddrs(sn.services)})
 	if err != nil {
 		t.Fatalf("the policy in force does not compile: %v", err)
 	}

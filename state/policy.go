@@ -48,7 +48,7 @@ func (tx *Tx) UsePolicyFile(p *policy.Policy) error { return tx.usePolicy(p) }
 
 func (tx *Tx) usePolicy(p *policy.Policy) error {
 	nodes := tx.allNodes()
-	c, err := tx.st.compile(p, tx.allUsers(), nodes)
+	c, err := tx.st.compile(p, tx.allUsers(), nodes, tx.Services())
 	if err != nil {
 		return tailnet.Errorf(tailnet.Invalid, "the policy cannot be used: %w", err)
 	}
@@ -63,18 +63,20 @@ func (tx *Tx) usePolicy(p *policy.Policy) error {
 	return nil
 }
 
-// AutoApprove approves the advertised routes of n that the policy approves by itself, and reports whether there were any.
+// AutoApprove approves the advertised routes of n, and the services that it offers, that the policy approves by itself, and reports whether there were any.
 // n is changed, so it must be a Clone or new.
-func (tx *Tx) AutoApprove(n *tailnet.Node) (any bool) { return autoApprove(tx.Policy(), n) }
+func (tx *Tx) AutoApprove(n *tailnet.Node) (any bool) {
+	return autoApprove(tx.Policy(), n, tx.Service)
+}
 
-func autoApprove(c *policy.Compiled, n *tailnet.Node) (any bool) {
+func autoApprove(c *policy.Compiled, n *tailnet.Node, service func(name string) *tailnet.Service) (any bool) {
 	for _, p := range n.AdvertisedRoutes() {
 		if !slices.Contains(n.ApprovedRoutes, p) && c.Approves(n, p) {
 			n.ApprovedRoutes = tailnet.SortPrefixes(append(slices.Clone(n.ApprovedRoutes), p))
 			any = true
 		}
 	}
-	return any
+	return autoApproveServices(c, n, service) || any
 }
 
 // allUsers is every user with the changes so far.
@@ -83,18 +85,20 @@ func (tx *Tx) allUsers() []*tailnet.User {
 }
 
 // compile is p for these users and nodes; a nil p is no policy.
-func (st *State) compile(p *policy.Policy, users []*tailnet.User, nodes []*tailnet.Node) (*policy.Compiled, error) {
+func (st *State) compile(p *policy.Policy, users []*tailnet.User, nodes []*tailnet.Node, services []*tailnet.Service) (*policy.Compiled, error) {
 	if p == nil {
 		return policy.AllowAll(), nil
 	}
-	return policy.Compile(p, users, nodes, st.policyOptions)
+	o := st.policyOptions
+	o.Services = serviceAddrs(services)
+	return policy.Compile(p, users, nodes, o)
 }
 
 // derivePolicy is the policy with the transaction's users and nodes in it. It costs O(rules) for each that changed, and a
 // compilation only where the rules are new.
 func (st *State) derivePolicy(base *Snapshot, tx *Tx, users []*tailnet.User) *policy.Compiled {
-	if tx.rules != nil {
-		c, err := st.compile(tx.rules.Policy(), users, tx.allNodes())
+	if tx.rules != nil || tx.movesServices() {
+		c, err := st.compile(tx.Policy().Policy(), users, tx.allNodes(), tx.Services())
 		if err == nil {
 			return c
 		}
@@ -124,7 +128,7 @@ func (st *State) derivePolicy(base *Snapshot, tx *Tx, users []*tailnet.User) *po
 // one before it closed.
 func (st *State) loadPolicy(ctx context.Context, c *tailnet.Contents, file *policy.Policy) *policy.Compiled {
 	use := func(p *policy.Policy) *policy.Compiled {
-		compiled, err := st.compile(p, c.Users, c.Nodes)
+		compiled, err := st.compile(p, c.Users, c.Nodes, c.Services)
 		if err != nil {
 			st.log.Error("the policy cannot be used", "err", err)
 			return nil
@@ -170,7 +174,7 @@ func (st *State) loadPolicy(ctx context.Context, c *tailnet.Contents, file *poli
 // one in force, for the new users and nodes.
 func (st *State) reloadPolicy(ctx context.Context, c *tailnet.Contents, base *Snapshot) *policy.Compiled {
 	if same := c.Policy == nil && base.Text == nil || c.Policy != nil && base.Text != nil && c.Policy.ID == base.Text.ID; same || st.policyFromFile {
-		if compiled, err := st.compile(base.Policy.Policy(), c.Users, c.Nodes); err == nil {
+		if compiled, err := st.compile(base.Policy.Policy(), c.Users, c.Nodes, c.Services); err == nil {
 			return compiled
 		}
 	}
@@ -206,12 +210,12 @@ func (st *State) TryPolicy(sn *Snapshot, p *policy.Policy) (*policy.Compiled, er
 	for i, n := range sn.nodes {
 		rows[i] = n.Node
 	}
-	c, err := st.compile(p, sn.users, rows)
+	c, err := st.compile(p, sn.users, rows, sn.services)
 	if err != nil {
 		return nil, tailnet.Errorf(tailnet.Invalid, "the policy cannot be used: %w", err)
 	}
 	for _, n := range rows {
-		if next := n.Clone(); autoApprove(c, next) {
+		if next := n.Clone(); autoApprove(c, next, sn.Service) {
 			c = c.With(n, next)
 		}
 	}

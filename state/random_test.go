@@ -48,6 +48,8 @@ var somePolicies = []*policy.Policy{
 		{"action": "accept", "src": ["group:few"], "dst": ["10.0.0.0/8:*", "autogroup:internet:*"]},
 		{"action": "accept", "src": ["100.64.0.2"], "dst": ["tag:web:*"]}],
 		"autoApprovers": {"routes": {"10.0.0.0/8": ["tag:web"]}, "exitNode": ["user-1@"]}}`),
+	parsePolicy(`{"tagOwners": {"tag:web": []}, "autoApprovers": {"services": {"svc:a": ["tag:web"]}},
+		"acls": [{"action": "accept", "src": ["*"], "dst": ["svc:a:80", "svc:b:*"]}]}`),
 	parsePolicy(`{"acls": []}`),
 }
 
@@ -64,7 +66,7 @@ func drawAction(t *rapid.T) *action {
 		kind: rapid.SampledFrom([]string{
 			"join", "join", "join", "endpoints", "rotate", "hostname", "rename", "own", "advertise", "advertise", "approve", "approve",
 			"online", "online", "online", "failing", "steady", "seen", "delete", "readdress", "new user", "rename user", "delete user",
-			"new key", "use key", "delete key", "dns", "derp", "policy", "policy", "policy file", "nothing",
+			"new key", "use key", "delete key", "dns", "derp", "policy", "policy", "policy file", "service", "service", "delete service", "offer", "offer", "decide", "nothing",
 		}).Draw(t, "kind"),
 		node:    rapid.IntRange(0, 20).Draw(t, "node"),
 		user:    rapid.IntRange(0, 3).Draw(t, "user"),
@@ -76,6 +78,9 @@ func drawAction(t *rapid.T) *action {
 		fail: rapid.SampledFrom([]string{"", "", "", "", "", "error", "panic"}).Draw(t, "fail"),
 	}
 }
+
+// service is a name of a service, at times that of a node.
+func (a *action) service() string { return []string{"svc:a", "svc:b", "svc:nas"}[a.number%3] }
 
 func (a *action) run(tx *Tx) error {
 	if err := a.do(tx); err != nil {
@@ -122,6 +127,23 @@ func (a *action) do(tx *Tx) error {
 		k.Hash, k.Tags = [32]byte{byte(k.ID)}, []string{"tag:web"}
 		tx.PutPreAuthKey(k)
 		return nil
+	case "service":
+		s := tx.Service(a.service())
+		if s == nil {
+			var v4 netip.Addr
+			if a.yes {
+				v4, _ = wide.at(uint64(a.number)) // taken, often
+			}
+			var err error
+			if s, err = tx.NewService(a.service(), v4); err != nil {
+				return err
+			}
+		}
+		s = s.Clone()
+		s.Comment = a.name
+		return tx.PutService(s)
+	case "delete service":
+		return tx.DeleteService(a.service())
 	case "dns":
 		tx.SetDNS(&dns.Settings{Base: fmt.Sprint("d", a.number)})
 		return nil
@@ -175,9 +197,13 @@ func (a *action) do(tx *Tx) error {
 	case "delete":
 		tx.DeleteNode(id)
 		return nil
+	case "decide":
+		return tx.ApproveService(id, a.service(), a.yes)
 	}
 	return change(tx, id, func(n *tailnet.Node) {
 		switch a.kind {
+		case "offer":
+			tx.SetOffers(n, a.name, []tailnet.Hosting{{Service: a.service(), Offered: true, Active: a.yes}})
 		case "endpoints":
 			n.HomeDERP = a.number
 		case "rotate":
@@ -313,7 +339,7 @@ func TestSnapshotEqualsRestart(t *testing.T) {
 			lowest := netip.Addr{}
 			for h := uint64(1); !lowest.IsValid(); h++ {
 				v4, v6 := wide.at(h)
-				if sn := tw.a.Snapshot(); wide.usable(h) && sn.NodeByAddr(v4) == nil && sn.NodeByAddr(v6) == nil {
+				if sn := tw.a.Snapshot(); wide.usable(h) && sn.NodeByAddr(v4) == nil && sn.NodeByAddr(v6) == nil && sn.ServiceByAddr(v4) == nil && sn.ServiceByAddr(v6) == nil {
 					lowest = v4
 				}
 			}

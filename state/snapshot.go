@@ -64,6 +64,8 @@ type Snapshot struct {
 	keys  []*tailnet.PreAuthKey
 	creds []*tailnet.Credential // sorted by id
 
+	services []*tailnet.Service // sorted by name
+
 	index
 	dnsBase     *dns.Settings       // those of the configuration
 	fileRecords []tailnet.DNSRecord // more of them, from a file
@@ -187,7 +189,7 @@ func (sn *Snapshot) PreAuthKey(id tailnet.PreAuthKeyID) *tailnet.PreAuthKey {
 func (sn *Snapshot) Redundant() (out []*Node) {
 	count := map[netip.Prefix]int{}
 	for _, n := range sn.nodes {
-		if len(n.ApprovedRoutes) > 0 && n.Active() {
+		if len(n.ApprovedRoutes)+len(n.Hostings) > 0 && n.Active() {
 			for _, p := range n.ActiveRoutes() {
 				count[p]++
 			}

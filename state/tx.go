@@ -30,6 +30,7 @@ type Tx struct {
 	users    map[tailnet.UserID]*tailnet.User
 	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
 	creds    map[string]*tailnet.Credential
+	services map[string]*tailnet.Service // nil: deleted
 	presence map[tailnet.NodeID]presence
 	dns      *dns.Settings        // nil: as before
 	records  *[]tailnet.DNSRecord // of a file; nil: as before
@@ -77,6 +78,7 @@ func newTx(st *State, base *Snapshot, now time.Time) *Tx {
 		users:     map[tailnet.UserID]*tailnet.User{},
 		keys:      map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{},
 		creds:     map[string]*tailnet.Credential{},
+		services:  map[string]*tailnet.Service{},
 		presence:  map[tailnet.NodeID]presence{},
 		byKey:     map[key.NodePublic]tailnet.NodeID{},
 		byMachine: map[key.MachinePublic][]tailnet.NodeID{},
@@ -197,8 +199,15 @@ func (tx *Tx) PutNode(n *tailnet.Node) error {
 	if other := tx.NodeByName(n.Name); other != nil && other.ID != n.ID {
 		return tailnet.Errorf(tailnet.Conflict, "the name %q belongs to node %d", n.Name, other.ID)
 	}
+	if s := tx.Service(tailnet.ServicePrefix + n.Name); s != nil && (old == nil || old.Name != n.Name) {
+		return tailnet.Errorf(tailnet.Conflict, "the name %q belongs to the service %s", n.Name, s.Name)
+	}
 	for _, a := range n.Addrs() {
-		if id := lookup(tx.byAddr, tx.base.byAddr, a); id != 0 && id != n.ID {
+		id := lookup(tx.byAddr, tx.base.byAddr, a)
+		if id == aService {
+			return tailnet.Errorf(tailnet.Conflict, "the address %s belongs to a service", a)
+		}
+		if id != 0 && id != n.ID {
 			return tailnet.Errorf(tailnet.Conflict, "the address %s belongs to node %d", a, id)
 		}
 	}
@@ -276,7 +285,7 @@ func (tx *Tx) NewNode(hostname string) (*tailnet.Node, error) {
 func (tx *Tx) FreeName(hostname string, self tailnet.NodeID) string {
 	return dns.Unique(dns.Label(hostname), func(label string) bool {
 		n := tx.NodeByName(label)
-		return n != nil && n.ID != self
+		return n != nil && n.ID != self || tx.Service(tailnet.ServicePrefix+label) != nil
 	})
 }
 
@@ -551,6 +560,13 @@ func (tx *Tx) changes() *tailnet.Changes {
 			ch.PutCredentials = append(ch.PutCredentials, c)
 		} else if tx.base.Credential(id) != nil {
 			ch.DeleteCredentials = append(ch.DeleteCredentials, id)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(tx.services)) {
+		if s := tx.services[name]; s != nil {
+			ch.PutServices = append(ch.PutServices, s)
+		} else if tx.base.Service(name) != nil {
+			ch.DeleteServices = append(ch.DeleteServices, name)
 		}
 	}
 	return ch

@@ -31,7 +31,7 @@ func CleanHostinfo(h *tailcfg.Hostinfo) *tailcfg.Hostinfo {
 	}
 	h = h.Clone()
 	for _, s := range []*string{&h.Hostname, &h.OS, &h.OSVersion, &h.IPNVersion, &h.DeviceModel, &h.Distro, &h.DistroVersion,
-		&h.BackendLogID, &h.FrontendLogID, &h.App, &h.Package, &h.GoArch, &h.GoVersion, &h.Machine} {
+		&h.ServicesHash, &h.BackendLogID, &h.FrontendLogID, &h.App, &h.Package, &h.GoArch, &h.GoVersion, &h.Machine} {
 		*s = CleanText(*s)
 	}
 	h.RoutableIPs = CleanRoutes(h.RoutableIPs)

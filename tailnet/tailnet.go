@@ -171,6 +171,9 @@ type Node struct {
 	ApprovedRoutes []netip.Prefix            // sorted; kept while the node does not advertise them
 	Attributes     []Attribute               // given by administrators, sorted by name
 
+	Hostings     []Hosting // services that it hosts, or may host; sorted by service
+	ServicesHash string    // tailcfg.Hostinfo.ServicesHash for which Hostings was read from the client; empty: never, or it hosts none
+
 	NLKey        key.NLPublic // tailnet lock key; zero if the client has none
 	KeySignature []byte       // tailnet lock signature of NodeKey
 }
@@ -216,7 +219,8 @@ func (n *Node) AdvertisedRoutes() []netip.Prefix {
 	return n.Hostinfo.RoutableIPs
 }
 
-// ActiveRoutes are the routes that are both advertised and approved, sorted. Only these can ever be used.
+// ActiveRoutes are the routes that are both advertised and approved, and the addresses of the services that it hosts and is approved
+// for, sorted. Only these can ever be used.
 func (n *Node) ActiveRoutes() []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range n.ApprovedRoutes {
@@ -224,7 +228,13 @@ func (n *Node) ActiveRoutes() []netip.Prefix {
 			out = append(out, p)
 		}
 	}
-	return out
+	if len(n.Hostings) == 0 || !n.Tagged() { // only tagged nodes can host services
+		return out
+	}
+	for i := range n.Hostings {
+		out = append(out, n.Hostings[i].routes()...)
+	}
+	return SortPrefixes(out)
 }
 
 // Presence is what is known of a node's connection: soft state, which may be some seconds old after a restart.
@@ -337,6 +347,9 @@ type Changes struct {
 	PutCredentials    []*Credential
 	DeleteCredentials []string
 
+	PutServices    []*Service
+	DeleteServices []string // names
+
 	Audit []*AuditEntry // what these changes leave in the audit log, in order
 
 	Why  []string  // one entry per change that was grouped into this commit
@@ -346,7 +359,8 @@ type Changes struct {
 // Empty reports whether there is nothing to commit.
 func (c *Changes) Empty() bool {
 	return c.Tailnet == nil && c.PutPolicy == nil && len(c.PutNodes)+len(c.DeleteNodes)+len(c.PutUsers)+len(c.DeleteUsers)+
-		len(c.PutPreAuthKeys)+len(c.DeletePreAuth)+len(c.PutCredentials)+len(c.DeleteCredentials)+len(c.Audit) == 0
+		len(c.PutPreAuthKeys)+len(c.DeletePreAuth)+len(c.PutCredentials)+len(c.DeleteCredentials)+
+		len(c.PutServices)+len(c.DeleteServices)+len(c.Audit) == 0
 }
 
 // Contents is everything a tailnet holds at one Rev, as the store reads it at start.
@@ -357,6 +371,7 @@ type Contents struct {
 	Users       []*User // sorted by id
 	PreAuthKeys []*PreAuthKey
 	Credentials []*Credential       // sorted by id
+	Services    []*Service          // sorted by name
 	Policy      *PolicyVersion      // the newest; nil if none was ever set
 	Presence    map[NodeID]Presence // as saved last
 	PresenceSeq int64               // of the newest save of presence in it

@@ -127,6 +127,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newNamespacesCommand(c),
 		newNodesCommand(c),
 		newRoutesCommand(c),
+		newServicesCommand(c),
 		newPreAuthKeysCommand(c),
 		newAdminsCommand(c),
 		newAPIKeysCommand(c),

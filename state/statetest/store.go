@@ -65,6 +65,7 @@ type contents struct {
 	users    map[tailnet.UserID]*tailnet.User
 	keys     map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey
 	creds    map[string]*tailnet.Credential
+	services map[string]*tailnet.Service
 	presence map[tailnet.NodeID]tailnet.Presence
 	policies []*tailnet.PolicyVersion // oldest first
 }
@@ -80,7 +81,7 @@ func NewWith(c *tailnet.Contents) *Store {
 	s.c = contents{
 		rev: c.Rev, tailnet: c.Tailnet, presence: maps.Clone(c.Presence),
 		nodes: map[tailnet.NodeID]*tailnet.Node{}, users: map[tailnet.UserID]*tailnet.User{}, keys: map[tailnet.PreAuthKeyID]*tailnet.PreAuthKey{},
-		creds: map[string]*tailnet.Credential{},
+		creds: map[string]*tailnet.Credential{}, services: map[string]*tailnet.Service{},
 	}
 	if s.c.presence == nil {
 		s.c.presence = map[tailnet.NodeID]tailnet.Presence{}
@@ -97,6 +98,9 @@ func NewWith(c *tailnet.Contents) *Store {
 	}
 	for _, k := range c.Credentials {
 		s.c.creds[k.ID] = copyOf(k)
+	}
+	for _, v := range c.Services {
+		s.c.services[v.Name] = copyOf(v)
 	}
 	if c.Policy != nil {
 		s.c.policies = append(s.c.policies, copyOf(c.Policy))
@@ -207,6 +211,9 @@ func (c *contents) copy() *tailnet.Contents {
 	for _, id := range slices.Sorted(maps.Keys(c.creds)) {
 		out.Credentials = append(out.Credentials, copyOf(c.creds[id]))
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.services)) {
+		out.Services = append(out.Services, copyOf(c.services[name]))
+	}
 	if len(c.policies) > 0 {
 		out.Policy = copyOf(c.policies[len(c.policies)-1])
 	}
@@ -314,7 +321,7 @@ func (s *Store) Intrude(f func(c *tailnet.Contents) *tailnet.Changes) tailnet.Re
 func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, error) {
 	next := contents{
 		rev: s.c.rev + 1, tailnet: s.c.tailnet, nodes: s.c.nodes, users: s.c.users, keys: s.c.keys, presence: s.c.presence,
-		policies: s.c.policies, creds: s.c.creds,
+		policies: s.c.policies, creds: s.c.creds, services: s.c.services,
 	}
 	if ch.Empty() {
 		return 0, errors.New("statetest: an empty commit")
@@ -340,6 +347,9 @@ func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, er
 	for _, id := range ch.DeleteCredentials {
 		delete(next.creds, id)
 	}
+	for _, name := range ch.DeleteServices {
+		delete(next.services, name)
+	}
 	for _, id := range ch.DeleteUsers {
 		delete(next.users, id)
 	}
@@ -351,6 +361,9 @@ func (s *Store) commitLocked(ch *tailnet.Changes, foreign bool) (tailnet.Rev, er
 	}
 	for _, k := range ch.PutCredentials {
 		next.creds[k.ID] = copyOf(k)
+	}
+	for _, v := range ch.PutServices {
+		next.services[v.Name] = copyOf(v)
 	}
 	for _, n := range ch.PutNodes {
 		next.nodes[n.ID] = copyNode(n)
@@ -502,7 +515,7 @@ func (s *Store) Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, pre
 	}
 	step := &tailnet.Step{Rev: s.c.rev, PresenceSeq: s.seq}
 	nodes, users, keys := map[tailnet.NodeID]bool{}, map[tailnet.UserID]bool{}, map[tailnet.PreAuthKeyID]bool{}
-	creds := map[string]bool{}
+	creds, services := map[string]bool{}, map[string]bool{}
 	seen := tailnet.Rev(0)
 	for _, c := range s.commits {
 		if c.Rev <= known {
@@ -534,6 +547,12 @@ func (s *Store) Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, pre
 		for _, c := range ch.DeleteCredentials {
 			creds[c] = true
 		}
+		for _, v := range ch.PutServices {
+			services[v.Name] = true
+		}
+		for _, name := range ch.DeleteServices {
+			services[name] = true
+		}
 		if ch.Tailnet != nil {
 			step.Changes.Tailnet = copyOf(&s.c.tailnet)
 			if n := len(s.c.policies); n > 0 {
@@ -548,6 +567,7 @@ func (s *Store) Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, pre
 	step.Changes.PutUsers, step.Changes.DeleteUsers = since(users, s.c.users, copyOf[tailnet.User])
 	step.Changes.PutPreAuthKeys, step.Changes.DeletePreAuth = since(keys, s.c.keys, copyOf[tailnet.PreAuthKey])
 	step.Changes.PutCredentials, step.Changes.DeleteCredentials = since(creds, s.c.creds, copyOf[tailnet.Credential])
+	step.Changes.PutServices, step.Changes.DeleteServices = since(services, s.c.services, copyOf[tailnet.Service])
 	if presence != s.seq {
 		for _, id := range slices.Sorted(maps.Keys(s.c.presence)) {
 			step.Presence = append(step.Presence, tailnet.NodeOnline{Node: id, Presence: s.c.presence[id]})

@@ -56,6 +56,31 @@ func main() {
 	check("users", err, "")
 	_, err = c.TailnetSettings().Get(ctx)
 	check("settings", err, "")
+	svc := tailscale.VIPService{Name: "svc:ingress", Ports: []string{"tcp:443"}, Tags: []string{"tag:k8s"}, Comment: "by the operator",
+		Annotations: map[string]string{"tailscale.com/owner-references": `{"ownerrefs":[{"operatorID":"1"}]}`}}
+	_, err = c.VIPServices().Get(ctx, svc.Name)
+	check("no service", err, "404")
+	check("make a service", c.VIPServices().CreateOrUpdate(ctx, svc), "")
+	made, err := c.VIPServices().Get(ctx, svc.Name)
+	check("get a service", err, "")
+	if err == nil {
+		if len(made.Addrs) != 2 || made.Annotations["tailscale.com/owner-references"] != svc.Annotations["tailscale.com/owner-references"] || made.Ports[0] != "tcp:443" {
+			fmt.Printf("the service is %+v\n", made)
+			failed = true
+		}
+		made.Comment = "" // with its addresses sent back, as the operator does
+		check("change a service", c.VIPServices().CreateOrUpdate(ctx, *made), "")
+	}
+	all, err := c.VIPServices().List(ctx)
+	check("services", err, "")
+	if len(all) != 1 || all[0].Comment != "" {
+		fmt.Printf("the services are %+v\n", all)
+		failed = true
+	}
+	check("delete a service", c.VIPServices().Delete(ctx, svc.Name), "")
+	check("delete no service", c.VIPServices().Delete(ctx, svc.Name), "404")
+	_, err = c.Contacts().Get(ctx)
+	check("contacts", err, "")
 	if failed {
 		os.Exit(1)
 	}
