@@ -30,7 +30,7 @@ type (
 
 func (s *server) netmapOperations() []operation {
 	// A map tells a part of everything: users, policy, names.
-	return []operation{get("/node/{node}/netmap", auth.Read(auth.ScopeAll), "the map that a node is given when it connects; `?capver=`", s.netmap)}
+	return []operation{get("/node/{node}/netmap", auth.Read(auth.ScopeAll), "the map that a node is given when it connects", s.netmap).failing(http.StatusConflict)}
 }
 
 func (s *server) netmap(r *http.Request, f *NetmapFilter) (*Netmap, error) {

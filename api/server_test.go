@@ -40,6 +40,7 @@ type world struct {
 	health  string // what Options.Health says of the database
 	db      *db.DB
 	handler http.Handler // every answer of which is held against spec
+	raw     http.Handler // the same without
 	spec    *spec
 	client  *Client // over a unix socket
 }
@@ -83,8 +84,8 @@ func newWorldWith(t testing.TB, change func(*state.Options, *Options)) *world {
 	w.auth = auth.New(auth.Options{State: w.st, Store: d, Now: clock, Verifier: oidc.NewVerifier(nil, clock)})
 	ao.State, ao.Auth = w.st, w.auth
 	ao.Events = w.events(w.st)
-	w.spec = specOf(t, ao)
-	w.handler = w.spec.tell(t, NewServer(ao))
+	w.raw, w.spec = NewServer(ao), specOf(t, ao)
+	w.handler = w.spec.tell(t, w.raw)
 	w.client = w.serve(w.handler)
 	return w
 }
