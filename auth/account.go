@@ -53,8 +53,9 @@ type AccountsOptions struct {
 	ServerURL string     // as people reach the server, without a slash at its end
 	Secret    []byte     // the same at all servers of the tailnet: what is under way between two requests is sealed with it
 
-	Now func() time.Time // nil: time.Now
-	Log *slog.Logger     // nil: slog.Default
+	Leads func() bool      // reports whether this server, of several, removes what is old; nil: it does
+	Now   func() time.Time // nil: time.Now
+	Log   *slog.Logger     // nil: slog.Default
 }
 
 // LinkTTL is how long a one-time link may be used.
@@ -467,6 +468,9 @@ func (a *Accounts) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if a.o.Leads != nil && !a.o.Leads() {
+				continue
+			}
 			now := a.o.Now()
 			_, err1 := a.o.Store.DeleteAccountLinksBefore(ctx, now)
 			_, err2 := a.o.Store.DeleteWebSessionsBefore(ctx, now, now.Add(-SessionIdle))

@@ -79,6 +79,8 @@ type Options struct {
 	// is told.
 	Decided func(ctx context.Context)
 
+	Leads func() bool // reports whether this server, of several, removes what is old; nil: it does
+
 	Verifier TokenVerifier // nil: tokens of other issuers are not exchanged
 
 	Now func() time.Time // nil: time.Now
@@ -125,6 +127,9 @@ func New(o Options) *Auth {
 	}
 	if o.Decided == nil {
 		o.Decided = func(context.Context) {}
+	}
+	if o.Leads == nil {
+		o.Leads = func() bool { return true }
 	}
 	if o.SSHCheckTTL == 0 {
 		o.SSHCheckTTL = DefaultSSHCheckTTL
@@ -295,6 +300,9 @@ func (a *Auth) Run(ctx context.Context) {
 		case <-save.C:
 			a.saveUses(ctx)
 		case <-tick.C:
+			if !a.o.Leads() {
+				continue
+			}
 			if _, err := a.o.Store.DeleteAccessTokensBefore(ctx, a.o.Now()); err != nil && ctx.Err() == nil {
 				a.log.Warn("old access tokens could not be removed", "err", err)
 			}

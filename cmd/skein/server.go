@@ -411,6 +411,7 @@ func (s *server) openControl(ctx context.Context) error {
 	s.noise = noise
 	s.auth = auth.New(auth.Options{
 		Decided:  s.decided,
+		Leads:    s.leads,
 		Verifier: oidc.NewVerifier(nil, s.clock.Now),
 		State:    s.state, Store: s.db, Now: s.clock.Now, ServerURL: strings.TrimRight(s.cfg.ServerURL, "/"),
 		NodeExpiry: s.cfg.Node.Expiry.Std(), MaxLogins: orUnlimited(s.cfg.Limits.PendingRegistrations), Log: s.log,

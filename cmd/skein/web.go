@@ -26,7 +26,7 @@ func (s *server) openWeb(context.Context) error {
 		return err
 	}
 	url := strings.TrimRight(s.cfg.ServerURL, "/")
-	s.accounts = auth.NewAccounts(auth.AccountsOptions{State: s.state, Store: s.db, ServerURL: url, Secret: secret, Now: s.clock.Now, Log: s.log})
+	s.accounts = auth.NewAccounts(auth.AccountsOptions{State: s.state, Store: s.db, ServerURL: url, Secret: secret, Leads: s.leads, Now: s.clock.Now, Log: s.log})
 	inside := s.apiOptions()
 	s.pages = web.New(web.Options{
 		State: s.state, Auth: s.auth, Accounts: s.accounts, Providers: &providers{s.oidc}, Nodes: &webNodes{api.NewLocalClient(api.NewServer(inside))}, ServerURL: url, Secret: secret, Now: s.clock.Now, Log: s.log,

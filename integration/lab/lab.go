@@ -40,6 +40,7 @@
 //
 // SKEIN_LAB_REQUIRED=1 turns the reasons for skipping into failures. SKEIN_LAB_RACE=1 builds the
 // server with the race detector even if the test has none; a race that it reports fails the test.
+// SKEIN_LAB_OLD_SERVER names a skein of an earlier version, for the test of upgrades.
 // SKEIN_LAB_KEEP=1 keeps the directory with states and logs, which otherwise only a failed test
 // leaves behind. SKEIN_LAB_DIR
 // names the folder in which these directories are made (default: the system's temporary folder; a
