@@ -90,7 +90,7 @@ func TestV2Terraform(t *testing.T) {
 		"API key":      {BaseURL: w.url, APIKey: w.apiKey(0), Tailnet: "-"},
 		"OAuth client": {BaseURL: w.url, Tailnet: "-", Auth: &ts.OAuth{ClientID: client.ID, ClientSecret: secret}},
 	} {
-		for _, list := range [][]tfResource{tfPolicy(c), tfDNS(c), tfKeys(c), tfSettings(c), tfDevices(t, w, c)} {
+		for _, list := range [][]tfResource{tfPolicy(c), tfDNS(c), tfKeys(c), tfSettings(c), tfServices(c), tfDevices(t, w, c)} {
 			for _, res := range list {
 				t.Run(name+"/"+res.name, res.run)
 			}
@@ -354,6 +354,67 @@ func tfSettings(c *ts.Client) []tfResource {
 		},
 		changed: []any{"https://hooks.example.com/a", ts.WebhookSlackProviderType, []ts.WebhookSubscriptionType{ts.WebhookCategoryTailnetManagement, ts.WebhookExitNodeIPForwardingNotEnabled}, true},
 		destroy: func(ctx context.Context, id string) error { return c.Webhooks().Delete(ctx, id) },
+	}}
+}
+
+func tfServices(c *ts.Client) []tfResource {
+	v := c.VIPServices()
+	var addrs []string // what the server gave it: the provider sends it back with each change
+	put := func(ctx context.Context, comment string, ports []string, tags []string) error {
+		return v.CreateOrUpdate(ctx, ts.VIPService{Name: "svc:web", Addrs: addrs, Comment: comment, Ports: ports, Tags: tags})
+	}
+	is := func(comment string, ports, tags []string) any { return []any{"svc:web", comment, ports, tags, 2} }
+	mail := func(account, support, security string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			for kind, address := range map[ts.ContactType]string{ts.ContactAccount: account, ts.ContactSupport: support, ts.ContactSecurity: security} {
+				if err := c.Contacts().Update(ctx, kind, ts.UpdateContactRequest{Email: &address}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return []tfResource{{
+		name: "service",
+		create: func(ctx context.Context) (string, error) {
+			addrs = nil
+			if err := put(ctx, "", []string{"tcp:443"}, []string{}); err != nil {
+				return "", err
+			}
+			got, err := v.Get(ctx, "svc:web")
+			if err != nil {
+				return "", err
+			}
+			addrs = got.Addrs
+			return got.Name, nil
+		},
+		read: func(ctx context.Context, id string) (any, error) {
+			got, err := v.Get(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			slices.Sort(got.Ports)
+			return []any{got.Name, got.Comment, got.Ports, append([]string{}, got.Tags...), len(got.Addrs)}, nil
+		},
+		want: is("", []string{"tcp:443"}, []string{}),
+		update: func(ctx context.Context, _ string) error {
+			return put(ctx, "the site", []string{"tcp:80", "tcp:443"}, []string{"tag:tf"})
+		},
+		changed: is("the site", []string{"tcp:443", "tcp:80"}, []string{"tag:tf"}),
+		destroy: v.Delete,
+	}, {
+		name: "contacts", create: tfSet(mail("a@example.com", "b@example.com", "c@example.com")),
+		read: func(ctx context.Context, _ string) (any, error) {
+			got, err := c.Contacts().Get(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return []string{got.Account.Email, got.Support.Email, got.Security.Email}, nil
+		},
+		want: []string{"a@example.com", "b@example.com", "c@example.com"}, update: func(ctx context.Context, _ string) error {
+			return mail("a@example.com", "d@example.com", "c@example.com")(ctx)
+		},
+		changed: []string{"a@example.com", "d@example.com", "c@example.com"}, // and destroying it does nothing there
 	}}
 }
 
