@@ -217,7 +217,7 @@ type Status struct {
 	Servers []tailnet.Server
 }
 
-// Status asks the database who is there.
+// Status asks the database who is there. Of a server that was started again its starts before are left out.
 func (c *Cluster) Status(ctx context.Context) (*Status, error) {
 	servers, err := c.o.Store.Servers(ctx, c.o.TTL)
 	if err != nil {
@@ -227,7 +227,20 @@ func (c *Cluster) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Status{Self: c.self.ID, Leader: leader, Servers: servers}, nil
+	return &Status{Self: c.self.ID, Leader: leader, Servers: current(servers)}, nil
+}
+
+// current are the servers without those that are gone and were followed by another one of their name.
+func current(servers []tailnet.Server) (out []tailnet.Server) {
+	for _, s := range servers {
+		followed := slices.ContainsFunc(servers, func(o tailnet.Server) bool {
+			return o.Name == s.Name && o.ID != s.ID && (o.Alive || o.Started.After(s.Started))
+		})
+		if s.Alive || !followed {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // Join enters this server and sees who else is there. One of the same name is taken for our own last start, which a crash has

@@ -124,12 +124,6 @@ func (c *servers) steady(beat *lab.Beat) {
 func (c *servers) cluster(at int, name string) lab.Row {
 	c.t.Helper()
 	_, rows := c.s[at].Table("cluster", "status")
-	for i := range rows {
-		row := rows[len(rows)-1-i] // of several starts, the newest
-		if row["Server"] == name && (row["State"] == "alive" || i == len(rows)-1) {
-			return row
-		}
-	}
 	for _, row := range rows {
 		if row["Server"] == name {
 			return row

@@ -300,12 +300,6 @@ func (s *server) clusterStatus() func(context.Context) ([]api.ClusterServer, err
 	}
 }
 
-// What is said of a server's clock that is right, and of a relay that does not answer.
-const (
-	clockRight     = "right"
-	relayUnreached = "unreached"
-)
-
 // relayState is how our relay gets on with that of another server.
 func (s *server) relayState(o tailnet.Server, n *tailcfg.DERPNode) string {
 	if s.relay == nil || n == nil || !o.Alive || o.Name == s.serverName {
@@ -314,7 +308,7 @@ func (s *server) relayState(o tailnet.Server, n *tailcfg.DERPNode) string {
 	if s.relay.Reaches(n.Name) {
 		return "reached"
 	}
-	return relayUnreached
+	return "unreached"
 }
 
 // clockText is how far a clock is ahead, for people.
@@ -322,7 +316,7 @@ func clockText(ahead float64) string {
 	d := time.Duration(ahead * float64(time.Second))
 	switch {
 	case d.Abs() <= cluster.MaxSkew:
-		return clockRight
+		return "right"
 	case d > 0:
 		return d.Round(time.Second).String() + " ahead"
 	}

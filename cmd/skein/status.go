@@ -129,12 +129,6 @@ func statusPage(st *api.Status) string {
 			if s.Self {
 				how += ", this one"
 			}
-			if c := clockText(s.ClockAhead); c != clockRight {
-				how += ", its clock is " + c
-			}
-			if s.Relay == relayUnreached {
-				how += ", its relay is not reached from here"
-			}
 		}
 		line("", "%s: %s", s.Name, how)
 	}
