@@ -149,6 +149,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		newHealthCommand(c),
 		newDebugCommand(c),
 		newVersionCommand(c),
+		newManCommand(c),
 		newSocketHelp(),
 	)
 	root.InitDefaultCompletionCmd()
@@ -158,6 +159,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 			asGroup(sub)
 		}
 	}
+	explain(root)
 	c.watch(root)
 	return root
 }
