@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"time"
@@ -78,6 +79,10 @@ type (
 	ExpireAPIKeyRequest struct {
 		Prefix string `json:"prefix,omitempty" example:"PREFIX"`
 		ID     Ref    `json:"id,omitempty"` // the same
+	}
+	// DeleteAPIKeyRequest may name the key once more.
+	DeleteAPIKeyRequest struct {
+		ID string `query:"id"` // in place of the one in the path
 	}
 )
 
@@ -204,12 +209,12 @@ func (c *Client) RevokeAPIKey(ctx context.Context, prefix string) error {
 	return c.do(ctx, http.MethodPost, c.path("apikey", "revoke"), ExpireAPIKeyRequest{Prefix: prefix}, nil)
 }
 
-func (s *server) deleteAPIKey(r *http.Request, _ *Empty) (*Empty, error) {
+func (s *server) deleteAPIKey(r *http.Request, req *DeleteAPIKeyRequest) (*Empty, error) {
 	ref, err := pathVar(r, "prefix")
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.apiKeyID(ref)
+	id, err := s.apiKeyID(cmp.Or(req.ID, ref))
 	if err != nil {
 		return nil, err
 	}

@@ -12,8 +12,8 @@ import (
 
 // sources are the files with the types of requests and answers, for the sake of the comments in them.
 //
-//go:embed admin.go apikey.go attribute.go audit.go cluster.go dns.go event.go explain.go health.go login.go node.go oauthclient.go page.go
-//go:embed netmap.go policy.go preauthkey.go problem.go route.go settings.go sshcheck.go status.go user.go webhook.go
+//go:embed admin.go apikey.go attribute.go audit.go cluster.go dns.go event.go explain.go headscale.go health.go login.go node.go oauthclient.go page.go
+//go:embed netmap.go policy.go preauthkey.go problem.go route.go service.go settings.go sshcheck.go status.go user.go webhook.go
 var sources embed.FS
 
 // comments are the comments on types and on their fields, by "Type" and "Type.Field".

@@ -37,6 +37,7 @@ var pathVars = map[string]string{
 	"id":      "id of the SSH session, or the URL that the SSH client printed, escaped",
 	"version": "number of the version",
 	"webhook": "id of the webhook",
+	"service": "name of the service, such as svc:web, or without svc:",
 }
 
 // nouns say what operations are about.
@@ -54,6 +55,7 @@ var nouns = map[string]string{
 	"audit":       "What was changed, by whom.",
 	"events":      "What happens, as it happens.",
 	"webhook":     "Addresses that are told what happens.",
+	"service":     "Services, which several nodes host under one name and address.",
 	"settings":    "Settings of the tailnet.",
 	"dns":         "What clients are told about names.",
 	"derp":        "The relays.",
@@ -61,6 +63,8 @@ var nouns = map[string]string{
 	"health":      "Whether the server is well.",
 	"status":      "How everything is, on one page.",
 	"version":     "Which program this is.",
+	"auth":        "What waits for a person, as headscale names it.",
+	"debug":       "What headscale has for its own tests.",
 }
 
 // openAPI describes operations as an OpenAPI document. version is that of the server.

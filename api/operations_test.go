@@ -50,7 +50,7 @@ func newWholeWorld(t testing.TB) (w *world, ids map[string]string) {
 	ids = map[string]string{"receiver": receiver.URL}
 	w.setPolicy(`{"tagOwners": {"tag:ci": []}, "acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
 		"ssh": [{"action": "check", "checkPeriod": "always", "src": ["junyao@"], "dst": ["autogroup:self"], "users": ["root"]}]}`)
-	for _, name := range []string{"check1", "check2"} {
+	for _, name := range []string{"check1", "check2", "check3", "check4"} {
 		a, err := w.auth.SSH(w.ctx(), auth.SSHQuestion{Src: 1, Dst: 2, SSHUser: "root", LocalUser: "toor"})
 		w.must(err)
 		at, err := url.Parse(a.HoldAndDelegate)
@@ -112,16 +112,20 @@ POST /oauthclient {"scopes": ["auth_keys"], "tags": ["tag:ci"], "issuer": "https
 GET /oauthclient?kind=client&state=usable
 POST /oauthclient/<client>/revoke
 DELETE /oauthclient/<client>
-GET /login?name=login&os=linux
+GET /login?name=login2&os=linux
 GET /sshcheck?node=nas
 GET /sshcheck?limit=1
 POST /sshcheck/<check1>/approve
 POST /sshcheck/<check2>/deny
+POST /auth/approve {"authId": "<check3>"}
+POST /auth/reject {"authId": "<check4>"}
+POST /auth/register {"user": "junyao", "authId": "<login2>"}
+POST /node/backfillips?confirmed=true
 POST /admin/link {"name": "root", "role": "admin"}
 GET /admin
 GET /policy
 PUT /policy {"policy": "{\"tagOwners\": {\"tag:ci\": []}, \"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:22\"]}]}", "changes": true}
-POST /policy/check {"policy": "{\"acls\": [{\"action\": \"accept\", \"src\": [\"nobody\"], \"dst\": [\"*:22\"]}]}"}
+POST /policy/check {"report": true, "policy": "{\"acls\": [{\"action\": \"accept\", \"src\": [\"nobody\"], \"dst\": [\"*:22\"]}]}"}
 POST /policy/diff {"none": true}
 GET /policy/history?limit=1
 GET /policy/version/1
@@ -142,6 +146,12 @@ PATCH /dns {"nameservers": [{"addr": "9.9.9.9"}], "split": {"corp.example.com": 
 POST /dns/records {"name": "printer.example.com", "value": "100.64.0.9"}
 GET /dns
 DELETE /dns/records?name=printer.example.com
+PUT /service/web {"ports": ["tcp:443"], "displayName": "Web"}
+GET /service?limit=1
+GET /service/svc:web
+POST /service/web/approve {"node": "nas"}
+POST /service/web/refuse {"node": "nas"}
+DELETE /service/web
 GET /derp/map
 GET /cluster
 GET /status
@@ -175,7 +185,7 @@ func TestEveryOperationSucceeds(t *testing.T) {
 		}
 	}
 	// Whoever signs in without a provider can be made by a browser only: see the tests of the command line and of the pages.
-	without := []string{"POST /admin/{user}/reset", "DELETE /admin/{user}"}
+	without := []string{"POST /admin/{user}/reset", "DELETE /admin/{user}", "POST /debug/node"}
 	for _, o := range w.ops() {
 		name := o.method + " " + o.path
 		if !w.spec.seen[name][200] && !slices.Contains(without, name) {
@@ -206,7 +216,7 @@ func wrongs(sp *spec, o operation) (out []wrong) {
 	add("an unknown parameter", good+"?nonsense=1", body)
 	for _, v := range variables(o.path) {
 		bad := []string{"%20", "%00", "a%2Fb", "..%2F..%2Fetc", "%E6%88%91%E6%88%91", strings.Repeat("x", 300), "%22%3Cscript%3E"}
-		if v != "new" && v != "name" {
+		if v != "new" && v != "name" && (v != "service" || o.method != http.MethodPut) {
 			bad = append(bad, "nothing-like-it", "-1", "99999", "9223372036854775808", "1e3", "%ff")
 		}
 		for _, b := range bad {
@@ -262,7 +272,7 @@ func fill(path string, with map[string]string) string {
 			return w
 		}
 		return map[string]string{"{node}": "homeds", "{user}": "junyao", "{name}": "custom:tier", "{new}": "new", "{version}": "1"}[v] +
-			map[bool]string{true: "nothing"}[slices.Contains([]string{"{id}", "{client}", "{prefix}", "{webhook}"}, v)]
+			map[bool]string{true: "nothing"}[slices.Contains([]string{"{id}", "{client}", "{prefix}", "{webhook}", "{service}"}, v)]
 	})
 }
 

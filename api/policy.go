@@ -161,6 +161,12 @@ type (
 
 		AllowUnknownUsers bool `json:"allowUnknownUsers,omitempty"` // as of SetPolicyRequest
 	}
+	// CheckPolicyRequest is a PolicyRequest. A policy that would be refused is a failure with its faults, as headscale has it, or
+	// with Report an answer like any other.
+	CheckPolicyRequest struct {
+		PolicyRequest
+		Report bool `json:"report,omitempty" example:"true"`
+	}
 	// SetPolicyRequest replaces the policy. An empty Text is refused, because it would open everything: None asks for that.
 	SetPolicyRequest struct {
 		Text    string `json:"policy" required:"false" example:"{\"acls\": [{\"action\": \"accept\", \"src\": [\"*\"], \"dst\": [\"*:22\"]}]}"`
@@ -231,7 +237,7 @@ func (s *server) policyOperations() []operation {
 	return []operation{
 		get("/policy", read, "the policy, with its ETag", s.getPolicy),
 		put("/policy", change, "replaces the policy; `If-Match`", s.setPolicy).withIfMatch(),
-		post("/policy/check", read, "says whether a policy would be accepted", s.checkPolicy),
+		post("/policy/check", read, "says whether a policy would be accepted: 400 with the faults if not, or, with `{\"report\": true}`, 200 with `valid`", s.checkPolicy),
 		post("/policy/diff", read, "says what a policy would open and close", s.diffPolicy),
 		get("/policy/history", read, "lists versions, the newest first", s.policyHistory),
 		get("/policy/version/{version}", read, "one version", s.policyVersion),
@@ -571,9 +577,9 @@ func (s *server) parseVersion(ctx context.Context, id ID) (*policy.Policy, error
 	return ParsePolicy(v.Text)
 }
 
-func (s *server) checkPolicy(r *http.Request, req *PolicyRequest) (*CheckPolicyAnswer, error) {
+func (s *server) checkPolicy(r *http.Request, req *CheckPolicyRequest) (*CheckPolicyAnswer, error) {
 	out := &CheckPolicyAnswer{Faults: []PolicyFault{}, Warnings: []PolicyWarning{}}
-	p, allowUnknown, err := s.requested(r.Context(), req)
+	p, allowUnknown, err := s.requested(r.Context(), &req.PolicyRequest)
 	if err == nil {
 		var t *trial
 		out.Warnings = warningsOf(p, nil)
@@ -586,7 +592,9 @@ func (s *server) checkPolicy(r *http.Request, req *PolicyRequest) (*CheckPolicyA
 			return nil, err
 		}
 	}
-	out.Valid = len(out.Faults) == 0
+	if out.Valid = len(out.Faults) == 0; !out.Valid && !req.Report {
+		return nil, newPolicyError("faults in the policy", out.Faults)
+	}
 	return out, nil
 }
 
@@ -607,7 +615,7 @@ func (c *Client) CheckPolicy(ctx context.Context, req PolicyRequest) (*CheckPoli
 		out.Faults = faults
 		return &out, err
 	}
-	err = c.do(ctx, http.MethodPost, c.path("policy", "check"), req, &out)
+	err = c.do(ctx, http.MethodPost, c.path("policy", "check"), CheckPolicyRequest{req, true}, &out)
 	return &out, err
 }
 

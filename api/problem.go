@@ -72,10 +72,14 @@ func problemOf(err error) Problem {
 		pe *preconditionError
 		fe *PolicyError
 
+		no     *unsupported
 		faults []PolicyFault
 	)
 	code, msg, k := tailnet.Internal, "the server failed; its log says why", kinds[tailnet.Internal]
 	switch {
+	case errors.As(err, &no):
+		code, msg = tailnet.Invalid, no.Error()
+		k = kind{http.StatusNotImplemented, 12, "Not part of Skein"}
 	case errors.As(err, &me):
 		code, msg = tailnet.Invalid, me.Error()
 		k = kind{http.StatusMethodNotAllowed, 12, "Wrong method"}
@@ -101,7 +105,7 @@ func problemOf(err error) Problem {
 
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemOf(err)
-	if p.Status >= http.StatusInternalServerError {
+	if p.Status >= http.StatusInternalServerError && p.Status != http.StatusNotImplemented {
 		s.Log.Error("an API request failed", "method", r.Method, "path", r.URL.Path, "err", withCause(err))
 	}
 	writeJSON(w, p.Status, "application/problem+json", p)

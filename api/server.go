@@ -177,6 +177,7 @@ func (s *server) operations() []operation {
 		s.derpOperations(),
 		s.clusterOperations(),
 		s.healthOperations(),
+		s.headscaleOperations(),
 		s.statusOperations(),
 		s.netmapOperations(),
 	)

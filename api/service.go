@@ -62,15 +62,15 @@ type (
 	ServiceRequest struct {
 		// IPv4 is the address that it shall have; the IPv6 address goes with it. Null: a free one, or that which it has.
 		IPv4        *string           `json:"ipv4,omitempty"`
-		DisplayName *string           `json:"displayName,omitempty"`
+		DisplayName *string           `json:"displayName,omitempty" example:"Web"`
 		Comment     *string           `json:"comment,omitempty"`
 		Annotations map[string]string `json:"annotations,omitzero"`
-		Ports       []string          `json:"ports,omitzero"`
+		Ports       []string          `json:"ports,omitzero" example:"tcp:443"`
 		Tags        []string          `json:"tags,omitzero"`
 	}
 	// ServiceNodeRequest names a node that may host a service, or may not.
 	ServiceNodeRequest struct {
-		Node Ref `json:"node"`
+		Node Ref `json:"node" example:"homeds"`
 	}
 )
 
