@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/policy"
@@ -16,6 +17,18 @@ import (
 type SetAttributeRequest struct {
 	Value   json.RawMessage `json:"value" example:"\"gold\""`
 	Comment string          `json:"comment,omitempty"` // for the record of changes
+	Expiry  *time.Time      `json:"expiry,omitempty"`  // when the node has it no more; null: never
+}
+
+// expiry is when an attribute with this Expiry ends.
+func (req *SetAttributeRequest) expiry(now time.Time) (time.Time, error) {
+	if req.Expiry == nil || req.Expiry.IsZero() {
+		return time.Time{}, nil
+	}
+	if at := req.Expiry.UTC().Truncate(time.Second); at.After(now) && at.Year() < 10_000 {
+		return at, nil
+	}
+	return time.Time{}, tailnet.Errorf(tailnet.Invalid, "expiry: %s is not in the future", req.Expiry.UTC().Format(time.RFC3339))
 }
 
 func (s *server) attributeOperations() []operation {
@@ -36,17 +49,11 @@ func (s *server) setAttribute(r *http.Request, req *SetAttributeRequest) (*NodeA
 
 // attributeChange is the change of a node that r, whose body is a SetAttributeRequest, asks for, and its name.
 func attributeChange(r *http.Request) (change func(*state.Tx, *tailnet.Node) (bool, error), why string, err error) {
-	var req struct {
-		SetAttributeRequest
-		Expiry string `json:"expiry"`
-	}
+	var req SetAttributeRequest
 	if err := readJSON(r, &req); err != nil {
 		return nil, "", err
 	}
-	if req.Expiry != "" && req.Expiry != "0001-01-01T00:00:00Z" {
-		return nil, "", &unsupported{"attributes that end by themselves (expiry)"}
-	}
-	return setAttributeTo(r, &req.SetAttributeRequest)
+	return setAttributeTo(r, &req)
 }
 
 // setAttributeTo is the change of a node that req, at the path of r, asks for, and its name.
@@ -66,12 +73,15 @@ func setAttributeTo(r *http.Request, req *SetAttributeRequest) (change func(*sta
 	if req.Comment != "" {
 		why += " (" + req.Comment + ")"
 	}
-	return func(_ *state.Tx, n *tailnet.Node) (bool, error) {
+	return func(tx *state.Tx, n *tailnet.Node) (bool, error) {
+		var err error
+		if a.Expires, err = req.expiry(tx.Now()); err != nil {
+			return false, err
+		}
 		if slices.Contains(n.Attributes, a) {
 			return false, nil
 		}
-		as, err := tailnet.WithAttribute(n.Attributes, a)
-		n.Attributes = as
+		n.Attributes, err = tailnet.WithAttribute(n.Attributes, a)
 		return true, err
 	}, why, nil
 }

@@ -188,7 +188,11 @@ func (s *server) v2Node(r *http.Request) (*state.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	sn := s.State.Snapshot()
+	return v2NodeNamed(s.State.Snapshot(), ref)
+}
+
+// v2NodeNamed is the node with this stable id or number.
+func v2NodeNamed(sn *state.Snapshot, ref string) (*state.Node, error) {
 	for _, n := range sn.Nodes() {
 		if n.StableID == ref {
 			return n, nil

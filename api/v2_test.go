@@ -534,7 +534,7 @@ func TestV2Failures(t *testing.T) {
 		{key, "POST", "/device/%zz/name", `{}`, 400},
 		{key, "POST", "/device/1/name", `{"name": "` + strings.Repeat("a", maxBody) + `"}`, 413},
 		{key, "POST", "/tailnet/-/acl", "\xff", 400},
-		{key, "POST", "/tailnet/-/acl/preview", "{}", 501},
+		{key, "POST", "/tailnet/-/acl/preview", "{}", 400},
 		{key, "GET", "/tailnet/-/vip-services/svc:none", "", 404},
 		{key, "GET", "/tailnet/-/logging/network?start=a&end=b", "", 501},
 		{reader, "GET", "/tailnet/-/vip-services", "", 403},

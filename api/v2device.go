@@ -1,6 +1,7 @@
 package api
 
 import (
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -78,6 +79,7 @@ func (s *server) v2DeviceRoutes() []route {
 		{one + "/tags", ops{http.MethodPost: {write, s.v2SetTags}}},
 		{one + "/key", ops{http.MethodPost: {write, s.v2SetKey}}},
 		{one + "/ip", ops{http.MethodPost: {write, s.v2SetAddress}}},
+		{"/tailnet/{tailnet}/device-attributes", ops{http.MethodPatch: {auth.ScopePosture, s.v2PatchAttributes}}},
 		{one + "/attributes", ops{http.MethodGet: {auth.Read(auth.ScopePosture), s.v2Attributes}}},
 		{one + "/attributes/{name}", ops{
 			http.MethodPost: {auth.ScopePosture, s.v2SetAttribute}, http.MethodDelete: {auth.ScopePosture, s.v2RemoveAttribute},
@@ -338,10 +340,10 @@ func (s *server) v2SetKey(r *http.Request) (any, error) {
 	return s.changeV2Node(r, "change expiry", func(tx *state.Tx, n *tailnet.Node) (bool, error) {
 		changed := n.NeverExpires != *req.KeyExpiryDisabled
 		n.NeverExpires = *req.KeyExpiryDisabled
-		if d := tx.Tailnet().Settings.KeyDuration; n.NeverExpires {
+		if n.NeverExpires {
 			n.Expiry = time.Time{}
-		} else if changed && d > 0 && !n.Tagged() {
-			n.Expiry = tx.Now().Add(d).Truncate(time.Second)
+		} else if changed {
+			s.Auth.Renew(tx, n)
 		}
 		return changed, nil
 	})
@@ -414,10 +416,72 @@ func (s *server) v2Attributes(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	ends := map[string]string{}
+	for _, a := range n.Attributes {
+		if !a.Expires.IsZero() {
+			ends[a.Name] = v2Time(a.Expires)
+		}
+	}
 	return struct {
 		Attributes map[string]any    `json:"attributes"`
 		Expiries   map[string]string `json:"expiries"`
-	}{attributesJSON(n.Node), map[string]string{}}, nil
+	}{attributesJSON(n.Node), ends}, nil
+}
+
+// v2PatchAttributes changes attributes of several devices, all or none.
+func (s *server) v2PatchAttributes(r *http.Request) (any, error) {
+	var req struct {
+		Nodes   map[string]map[string]*SetAttributeRequest `json:"nodes"` // null takes one away
+		Comment string                                     `json:"comment"`
+	}
+	if err := readV2(r, &req); err != nil {
+		return nil, err
+	}
+	if err := checkText("comment", req.Comment); err != nil {
+		return nil, err
+	}
+	if len(req.Nodes) == 0 {
+		return nil, tailnet.Errorf(tailnet.Invalid, "nodes is missing: attributes by the id of a device")
+	}
+	why := "set attributes"
+	if req.Comment != "" {
+		why += " (" + req.Comment + ")"
+	}
+	sn := s.State.Snapshot()
+	return Empty{}, s.update(r, why, func(tx *state.Tx) error {
+		for _, ref := range slices.Sorted(maps.Keys(req.Nodes)) {
+			found, err := v2NodeNamed(sn, ref)
+			if err != nil {
+				return err
+			}
+			n, err := nodeIn(tx, found.ID)
+			if err != nil {
+				return err
+			}
+			n = n.Clone()
+			for _, name := range slices.Sorted(maps.Keys(req.Nodes[ref])) {
+				set := req.Nodes[ref][name]
+				if set == nil {
+					n.Attributes = tailnet.WithoutAttribute(n.Attributes, name)
+					continue
+				}
+				a, err := tailnet.NewAttribute(name, set.Value)
+				if err != nil {
+					return err
+				}
+				if a.Expires, err = set.expiry(tx.Now()); err != nil {
+					return err
+				}
+				if n.Attributes, err = tailnet.WithAttribute(n.Attributes, a); err != nil {
+					return err
+				}
+			}
+			if err := tx.PutNode(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (s *server) v2SetAttribute(r *http.Request) (any, error) {

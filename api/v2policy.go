@@ -4,12 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tailscale/hujson"
 
 	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/policy"
+	"github.com/skein-vpn/skein/state"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -182,7 +186,118 @@ func v2PolicyFaults(pe *PolicyError) []v2ErrorData {
 	return []v2ErrorData{d}
 }
 
+// v2Match is a rule of a policy that is about somebody, or about an address.
+type v2Match struct {
+	Users      []string `json:"users"`
+	Ports      []string `json:"ports"` // destinations with ports; of a grant each with each of its ip
+	LineNumber int      `json:"lineNumber"`
+	Via        []string `json:"via,omitempty"`
+	Postures   []string `json:"postures,omitempty"`
+}
+
+// v2PreviewPolicy says which rules of the policy in the body, or of that in force if there is none, are about a user (type=user) or
+// open an address and port (type=ipport).
 func (s *server) v2PreviewPolicy(r *http.Request) (any, error) {
-	discard(r)
-	return nil, &unsupported{"the preview of a policy here; POST /api/v1/policy/diff tells what one opens and closes, GET /api/v1/policy/explain who reaches what"}
+	b, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
+	kind, about := r.URL.Query().Get("type"), r.URL.Query().Get("previewFor")
+	text := string(b)
+	if strings.TrimSpace(text) == "" {
+		text, _ = s.v2PolicyText()
+	}
+	p, err := ParsePolicy(text)
+	if err != nil {
+		return nil, policyError(err)
+	}
+	t, err := s.try(p)
+	if err != nil {
+		return nil, err
+	}
+	var rules []policy.RuleRef
+	switch kind {
+	case "user":
+		u, err := v2PreviewUser(s.State.Snapshot(), about)
+		if err != nil {
+			return nil, err
+		}
+		rules = t.is.RulesFrom(u)
+	case "ipport":
+		ap, err := netip.ParseAddrPort(about)
+		if err != nil {
+			return nil, tailnet.Errorf(tailnet.Invalid, "previewFor=%q is not an address with a port such as 100.64.0.1:22", clip(about))
+		}
+		rules = t.is.RulesTo(ap.Addr().Unmap(), ap.Port())
+	default:
+		return nil, tailnet.Errorf(tailnet.Invalid, "type=%q is neither user nor ipport", clip(kind))
+	}
+	out := struct {
+		Matches    []*v2Match `json:"matches"`
+		Type       string     `json:"type"`
+		PreviewFor string     `json:"previewFor"`
+	}{[]*v2Match{}, kind, about}
+	for _, ref := range rules {
+		m, err := v2MatchOf(text, ref)
+		if err != nil {
+			return nil, err
+		}
+		out.Matches = append(out.Matches, m)
+	}
+	return out, nil
+}
+
+// v2PreviewUser is the user with this login, mail address or name.
+func v2PreviewUser(sn *state.Snapshot, login string) (*tailnet.User, error) {
+	for _, u := range sn.Users() {
+		if strings.EqualFold(login, u.LoginName()) || u.Email != "" && strings.EqualFold(login, u.Email) {
+			return u, nil
+		}
+	}
+	u, err := findUser(sn, Ref(strings.TrimSuffix(login, "@")))
+	if err != nil {
+		return nil, tailnet.Errorf(tailnet.NotFound, "previewFor: there is no user %q", clip(login))
+	}
+	return u, nil
+}
+
+// v2MatchOf is the rule of a policy's text that ref names.
+func v2MatchOf(text string, ref policy.RuleRef) (*v2Match, error) {
+	m := &v2Match{Users: []string{"*"}, Ports: []string{"*:*"}, LineNumber: ref.Line}
+	list, index, ok := strings.Cut(strings.TrimSuffix(ref.Label, "]"), "[")
+	if !ok {
+		return m, nil // a policy without rules
+	}
+	std, err := hujson.Standardize([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(std, &all); err != nil {
+		return nil, err
+	}
+	var rules []struct {
+		Src, Users, Dst, Ports, IP, Via, SrcPosture []string
+	}
+	for key, raw := range all {
+		if strings.EqualFold(key, list) {
+			_ = json.Unmarshal(raw, &rules) // the app of a grant is not among the fields; what is, has been parsed
+		}
+	}
+	i, err := strconv.Atoi(index)
+	if err != nil || i < 0 || i >= len(rules) {
+		return m, nil
+	}
+	rule := rules[i]
+	m.Users, m.Ports = slices.Concat(rule.Src, rule.Users), slices.Concat(rule.Dst, rule.Ports)
+	m.Via, m.Postures = rule.Via, rule.SrcPosture
+	if len(rule.IP) > 0 {
+		m.Ports = nil
+		for _, dst := range rule.Dst {
+			for _, ip := range rule.IP {
+				m.Ports = append(m.Ports, dst+":"+ip)
+			}
+		}
+	}
+	return m, nil
 }

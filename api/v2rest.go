@@ -28,7 +28,6 @@ func (s *server) v2RestRoutes() []route {
 		{"/device-invites/{id}", auth.ScopeDevices, "sharing of devices with other tailnets"},
 		{"/device-invites/{id}/resend", auth.ScopeDevices, "sharing of devices with other tailnets"},
 		{"/device-invites/-/accept", auth.ScopeDevices, "sharing of devices with other tailnets"},
-		{t + "/device-attributes", auth.ScopePosture, "attributes of several devices at once; POST /device/{id}/attributes/{name} sets one"},
 		{t + "/contacts/{type}/resend-verification-email", auth.ScopeAccount, "verification of contacts: it sends no mail, and takes their addresses as they are"},
 	} {
 		methods := ops{}

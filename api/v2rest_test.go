@@ -3,7 +3,9 @@ package api
 import (
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -253,5 +255,92 @@ func TestV2Services(t *testing.T) {
 	}
 	if err := o.Services().CreateOrUpdate(ctx, ts.Service{Name: "svc:theirs", Tags: []string{"tag:a"}}); status(err) != 403 {
 		t.Errorf("a tag that is not its own: %v", err)
+	}
+}
+
+func TestV2PreviewPolicy(t *testing.T) {
+	w := newV2World(t)
+	key := w.apiKey(0)
+	const text = `// mine
+{"groups": {"group:dev": ["junyao@"]},
+ "acls": [
+	{"action": "accept", "src": ["group:dev"], "dst": ["*:22"]}, // ssh
+	{"action": "accept", "src": ["anna@example.org"], "dst": ["100.64.0.2:80", "100.64.0.3:443"]},
+ ],
+ "grants": [{"src": ["*"], "dst": ["100.64.0.3"], "ip": ["tcp:80", "udp:53"]}]}`
+	for _, c := range [][3]string{
+		{"type=user&previewFor=junyao", text, `{"matches":[{"users":["group:dev"],"ports":["*:22"],"lineNumber":4},{"users":["*"],"ports":["100.64.0.3:tcp:80","100.64.0.3:udp:53"],"lineNumber":7}],"type":"user","previewFor":"junyao"}`},
+		{"type=user&previewFor=Anna@example.org", text, `{"matches":[{"users":["anna@example.org"],"ports":["100.64.0.2:80","100.64.0.3:443"],"lineNumber":5},{"users":["*"],"ports":["100.64.0.3:tcp:80","100.64.0.3:udp:53"],"lineNumber":7}],"type":"user","previewFor":"Anna@example.org"}`},
+		{"type=ipport&previewFor=100.64.0.2:80", text, `{"matches":[{"users":["anna@example.org"],"ports":["100.64.0.2:80","100.64.0.3:443"],"lineNumber":5}],"type":"ipport","previewFor":"100.64.0.2:80"}`},
+		{"type=ipport&previewFor=100.64.0.2:9", text, `{"matches":[],"type":"ipport","previewFor":"100.64.0.2:9"}`},
+		{"type=ipport&previewFor=100.64.0.2:9", "", `{"matches":[{"users":["*"],"ports":["*:*"],"lineNumber":4}],"type":"ipport","previewFor":"100.64.0.2:9"}`},
+	} {
+		if code, body := w.ask(t, key, "POST", "/tailnet/-/acl/preview?"+c[0], c[1]); code != 200 || strings.TrimSpace(body) != c[2] {
+			t.Errorf("%s: %d %s", c[0], code, body)
+		}
+	}
+	for q, want := range map[string]int{
+		"type=user&previewFor=nobody": 404, "type=group&previewFor=x": 400, "": 400, "type=ipport&previewFor=100.64.0.2": 400,
+	} {
+		if code, body := w.ask(t, key, "POST", "/tailnet/-/acl/preview?"+q, text); code != want {
+			t.Errorf("%s: %d %s", q, code, body)
+		}
+	}
+	if code, body := w.ask(t, key, "POST", "/tailnet/-/acl/preview?type=user&previewFor=junyao", `{"acls": 7}`); code != 400 || !strings.Contains(body, "acls") {
+		t.Errorf("a policy with a fault: %d %s", code, body)
+	}
+	if w.st.Snapshot().Text != nil {
+		t.Error("the preview has changed the policy")
+	}
+}
+
+func TestV2AttributesEnd(t *testing.T) {
+	w := newV2World(t)
+	key, ctx := w.apiKey(0), w.ctx()
+	c := w.tailscale(key)
+	end := noon.Add(time.Hour)
+	if err := c.Devices().SetPostureAttribute(ctx, "2", "custom:jit", ts.DevicePostureAttributeRequest{Value: true, Expiry: ts.Time{Time: end}}); err != nil {
+		t.Fatal(err)
+	}
+	as, err := c.Devices().GetPostureAttributes(ctx, "2")
+	if err != nil || as.Attributes["custom:jit"] != true || !as.Expiries["custom:jit"].Equal(end) {
+		t.Errorf("%+v, %v", as, err)
+	}
+	if err := c.Devices().SetPostureAttribute(ctx, "2", "custom:late", ts.DevicePostureAttributeRequest{Value: true, Expiry: ts.Time{Time: noon.Add(-time.Hour)}}); status(err) != 400 {
+		t.Errorf("one that has ended: %v", err)
+	}
+	// Several devices at once, all or none.
+	id := w.st.Snapshot().Node(3).StableID
+	patch := func(body string, want int) {
+		t.Helper()
+		if code, got := w.ask(t, key, "PATCH", "/tailnet/-/device-attributes", body); code != want {
+			t.Errorf("%s: %d %s", body, code, got)
+		}
+	}
+	patch(`{"nodes": {"2": {"custom:jit": null, "custom:a": {"value": 7}}, "`+id+`": {"custom:b": {"value": "x", "expiry": "`+end.Format(time.RFC3339)+`"}}}, "comment": "ticket 7"}`, 200)
+	patch(`{"nodes": {"2": {"custom:c": {"value": 1}}, "99": {"custom:c": {"value": 1}}}}`, 404)
+	patch(`{"nodes": {"2": {"custom:c": {"value": 1}, "custom:d": {}}}}`, 400)
+	patch(`{"nodes": {}}`, 400)
+	patch(`{"nodes": []}`, 400)
+	sn := w.st.Snapshot()
+	if a, b := sn.Node(2).Attributes, sn.Node(3).Attributes; len(a) != 1 || a[0].Name != "custom:a" || len(b) != 1 || !b[0].Expires.Equal(end) {
+		t.Errorf("%+v %+v", a, b)
+	}
+}
+
+// A key that ends again ends when the configuration says, if the tailnet's settings say nothing.
+func TestV2KeyExpiryByConfiguration(t *testing.T) {
+	w := seed(t)
+	a := auth.New(auth.Options{State: w.st, Store: w.db, Now: func() time.Time { return noon }, NodeExpiry: 90 * 24 * time.Hour})
+	h := NewV2Server(Options{State: w.st, Auth: a, Log: slog.New(slog.DiscardHandler)})
+	for _, never := range []string{"true", "false"} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequest("POST", PrefixV2+"/device/2/key", strings.NewReader(`{"keyExpiryDisabled": `+never+`}`)))
+		if rec.Code != 200 {
+			t.Fatalf("%d %s", rec.Code, rec.Body)
+		}
+	}
+	if n := w.st.Snapshot().Node(2); n.NeverExpires || !n.Expiry.Equal(noon.Add(90*24*time.Hour)) {
+		t.Errorf("it ends at %s", n.Expiry)
 	}
 }

@@ -23,7 +23,7 @@ import (
 func sampleNode() *tailnet.Node {
 	return &tailnet.Node{
 		ID: 7, StableID: "nSeven", MachineKey: key.NewMachine().Public(), NodeKey: key.NewNode().Public(), OldNodeKey: key.NewNode().Public(), OldKeyUntil: t0.Add(time.Minute),
-		Attributes: []tailnet.Attribute{{Name: "custom:tier", Value: "gold", Kind: "string"}},
+		Attributes: []tailnet.Attribute{{Name: "custom:tier", Value: "gold", Kind: "string", Expires: t0.Truncate(time.Second)}},
 		Hostings: []tailnet.Hosting{{Service: "svc:web", Offered: true, Active: true, Ports: []string{"tcp:443"}, Approval: tailnet.ApprovedByPolicy,
 			IPv4: addrOf("100.64.0.9"), IPv6: addrOf("fd7a:115c:a1e0::9")}}, ServicesHash: "00ff",
 		DiscoKey: key.NewDisco().Public(), User: 2, Tags: []string{"tag:a", "tag:\u2028\"b"}, Hostname: "Häns's PC", Name: "haens-pc", NameFixed: true,

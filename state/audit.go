@@ -255,7 +255,7 @@ func moment(t time.Time) any {
 func sameForAudit(a, b *tailnet.Node) bool {
 	return a.User == b.User && a.Name == b.Name && a.NodeKey == b.NodeKey && a.MachineKey == b.MachineKey && a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6 &&
 		a.Ephemeral == b.Ephemeral && a.Authorized == b.Authorized && a.NeverExpires == b.NeverExpires && a.Expiry.Equal(b.Expiry) &&
-		sameList(a.Tags, b.Tags) && sameList(a.ApprovedRoutes, b.ApprovedRoutes) &&
+		sameList(a.Tags, b.Tags) && sameList(a.ApprovedRoutes, b.ApprovedRoutes) && sameList(a.Attributes, b.Attributes) &&
 		(len(a.Hostings)+len(b.Hostings) == 0 || slices.Equal(decided(a), decided(b)))
 }
 
@@ -289,8 +289,21 @@ func nodeFields(n *tailnet.Node) map[string]any {
 	return map[string]any{
 		"name": n.Name, "user": int64(n.User), "tags": append([]string{}, n.Tags...), "nodeKey": n.NodeKey.String(), "machineKey": n.MachineKey.String(),
 		"addresses": listed[netip.Addr](n.Addrs()), "ephemeral": n.Ephemeral, "approved": n.Authorized, "expires": moment(n.Expiry),
-		"neverExpires": n.NeverExpires, "routes": listed(n.ApprovedRoutes), "services": decided(n),
+		"neverExpires": n.NeverExpires, "routes": listed(n.ApprovedRoutes), "services": decided(n), "attributes": attributes(n),
 	}
+}
+
+// attributes are those that n was given, for people.
+func attributes(n *tailnet.Node) []string {
+	out := []string{}
+	for _, a := range n.Attributes {
+		text := a.Name + "=" + a.Value
+		if !a.Expires.IsZero() {
+			text += " until " + a.Expires.UTC().Format(time.RFC3339)
+		}
+		out = append(out, text)
+	}
+	return out
 }
 
 func serviceFields(s *tailnet.Service) map[string]any {

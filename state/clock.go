@@ -31,6 +31,11 @@ func (n *Node) overdue(now time.Time) bool {
 	return n.Ended != n.Expired(now) || n.Shown != n.NodeKey && !n.OldKeyUntil.After(now)
 }
 
+// forgetful reports whether n has attributes that have ended at now.
+func (n *Node) forgetful(now time.Time) bool {
+	return len(n.Attributes) > 0 && len(tailnet.LiveAttributes(n.Attributes, now)) < len(n.Attributes)
+}
+
 // turns is when time alone will change how n is judged; zero: never.
 func (n *Node) turns() (at time.Time) {
 	if !n.Ended {
@@ -38,6 +43,11 @@ func (n *Node) turns() (at time.Time) {
 	}
 	if n.Shown != n.NodeKey && (at.IsZero() || n.OldKeyUntil.Before(at)) {
 		at = n.OldKeyUntil
+	}
+	for _, a := range n.Attributes {
+		if !a.Expires.IsZero() && (at.IsZero() || a.Expires.Before(at)) {
+			at = a.Expires
+		}
 	}
 	return at
 }
@@ -105,7 +115,8 @@ func (st *State) runClock(run context.Context) {
 	}
 }
 
-// Tick publishes what the time has changed. It happens by itself; it costs O(nodes).
+// Tick publishes what the time has changed. It happens by itself; it costs O(nodes). Attributes that have ended are taken from their
+// nodes for good, by a commit of whichever server is first.
 func (st *State) Tick(ctx context.Context) error {
 	st.alarmMu.Lock()
 	st.alarm = time.Time{}
@@ -114,6 +125,13 @@ func (st *State) Tick(ctx context.Context) error {
 		for _, n := range tx.base.nodes {
 			if n.overdue(tx.now) && tx.Node(n.ID) != nil {
 				put(tx, tx.presence, n.ID, tx.presenceOf(n.ID)) // the same, and judged anew
+			}
+			if now := tx.Node(n.ID); n.forgetful(tx.now) && now != nil {
+				now = now.Clone()
+				now.Attributes = tailnet.LiveAttributes(now.Attributes, tx.now)
+				if err := tx.PutNode(now); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

@@ -179,3 +179,54 @@ func TestUserStatus(t *testing.T) {
 		checkScratch(t, st, store)
 	}
 }
+
+// An attribute ends at its moment: the policy forgets it, and so does the store.
+func TestAttributeEndsByItself(t *testing.T) {
+	store := statetest.New()
+	bubble(t, options(store), func(t *testing.T, st *State) {
+		user := addUser(t, st, "ann")
+		laptop := addNode(t, st, "laptop", user, func(n *tailnet.Node) {
+			n.Attributes = []tailnet.Attribute{
+				{Name: "custom:deploys", Value: "true", Kind: "bool", Expires: time.Now().Add(time.Hour)},
+				{Name: "custom:tier", Value: "gold", Kind: "string"},
+				{Name: "custom:visits", Value: "1", Kind: "number", Expires: time.Now().Add(2 * time.Hour)},
+			}
+		})
+		server := addNode(t, st, "server", user, nil)
+		p := parsePolicy(`{"postures": {"posture:deploys": ["custom:deploys == true"]},
+			"acls": [{"action": "accept", "src": ["ann@"], "srcPosture": ["posture:deploys"], "dst": ["ann@:22"]}]}`)
+		must(t, st, func(tx *Tx) error { return tx.SetPolicy(p, "test", "") })
+		sees := func() bool {
+			sn := st.Snapshot()
+			return sn.Policy.SeesNode(sn.Node(laptop).Node, sn.Node(server).Node)
+		}
+		names := func() (out []string) {
+			for _, a := range st.Snapshot().Node(laptop).Attributes {
+				out = append(out, a.Name)
+			}
+			return out
+		}
+		time.Sleep(time.Hour - time.Nanosecond)
+		synctest.Wait()
+		if !sees() || len(names()) != 3 {
+			t.Errorf("before its end: sees %v, has %v", sees(), names())
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if sees() || !slices.Equal(names(), []string{"custom:tier", "custom:visits"}) {
+			t.Errorf("at its end: sees %v, has %v", sees(), names())
+		}
+		if n := store.Contents().Nodes[0]; len(n.Attributes) != 2 {
+			t.Errorf("stored are %v", n.Attributes)
+		}
+		commits := store.Commits()
+		if e := commits[len(commits)-1].Changes.Audit; len(e) != 1 || e[0].Action != "node.update" || e[0].Actor != "server" {
+			t.Errorf("the audit log says %+v", e)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if !slices.Equal(names(), []string{"custom:tier"}) {
+			t.Errorf("at the end of the next: has %v", names())
+		}
+	})
+}

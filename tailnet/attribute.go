@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Attribute is something that administrators or other programs say of a node, for the postures of policies.
@@ -11,6 +12,19 @@ type Attribute struct {
 	Name  string `json:"name"`  // "custom:" and what CheckAttribute allows behind it
 	Value string `json:"value"` // as policies compare it
 	Kind  string `json:"kind"`  // AttributeString, AttributeNumber or AttributeBool: how Value was given
+
+	Expires time.Time `json:"expires,omitzero"` // when the node has it no more, in whole seconds of UTC; zero: never
+}
+
+// Expired reports whether the node has the attribute no more at now.
+func (a Attribute) Expired(now time.Time) bool { return !a.Expires.IsZero() && !a.Expires.After(now) }
+
+// LiveAttributes are those of as that a node has at now still; as itself if it has all.
+func LiveAttributes(as []Attribute, now time.Time) []Attribute {
+	if !slices.ContainsFunc(as, func(a Attribute) bool { return a.Expired(now) }) {
+		return as
+	}
+	return slices.DeleteFunc(slices.Clone(as), func(a Attribute) bool { return a.Expired(now) })
 }
 
 // The kinds of values.
