@@ -22,12 +22,18 @@ import (
 // maxBody is how many bytes of a request are read at the most: the answer of a passkey is the largest.
 const maxBody = 64 << 10
 
-// setHeaders are the headers of every answer.
+// transportSecurity is how long browsers that have seen a page over TLS come by TLS only (RFC 6797).
+const transportSecurity = "max-age=15552000"
+
+// setHeaders are the headers of every answer. secure: people reach the server over TLS, with a certificate that they accept.
 //
 // Referrer-Policy must not be no-referrer: browsers then send "Origin: null" with our own forms, and over plain HTTP the origin is all that they
 // tell (https://fetch.spec.whatwg.org/#append-a-request-origin-header). form-action holds for redirects after a form as well, which is
 // why providers are reached by links.
-func setHeaders(h http.Header) {
+func setHeaders(h http.Header, secure bool) {
+	if secure {
+		h.Set("Strict-Transport-Security", transportSecurity)
+	}
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "+
 		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 	h.Set("X-Frame-Options", "DENY")
@@ -134,6 +140,48 @@ func (v *visit) cookie(name string) string {
 	return c.Value
 }
 
+// signOutPath is the one path that the cookie for signing out at a provider is sent to.
+const signOutPath = "/logout"
+
+// providerCookieName is the name of the cookie that says with which provider somebody has signed in, and what that has said.
+func (v *visit) providerCookieName() string {
+	if v.secure() {
+		return "__Secure-skein-provider" // __Host- would need the path /
+	}
+	return "skein-provider"
+}
+
+// maxProviderCookie bounds that cookie, in bytes: browsers keep 4096 with its name.
+const maxProviderCookie = 3500
+
+// setProviderCookie keeps a provider's id and its ID token, with a blank between, for the day of signing out; an empty value forgets them. A
+// token that is too long is left out: the provider asks more questions then.
+func (v *visit) setProviderCookie(value string) {
+	age := int(auth.SessionTTL.Seconds())
+	if value == "" {
+		age = -1
+	}
+	if base64.RawURLEncoding.EncodedLen(len(value)) > maxProviderCookie {
+		value, _, _ = strings.Cut(value, " ")
+	}
+	http.SetCookie(v.w, &http.Cookie{
+		Name: v.providerCookieName(), Value: base64.RawURLEncoding.EncodeToString([]byte(value)), Path: signOutPath, MaxAge: age, HttpOnly: true, Secure: v.secure(), SameSite: http.SameSiteLaxMode,
+	})
+}
+
+// providerCookie is what setProviderCookie has kept; empty: nothing. It is the browser's word.
+func (v *visit) providerCookie() string {
+	c, err := v.r.Cookie(v.providerCookieName())
+	if err != nil {
+		return ""
+	}
+	b, err := base64.RawURLEncoding.DecodeString(c.Value)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
 var randomCookie = regexp.MustCompile(`^[A-Za-z0-9_-]{32}$`)
 
 // identify finds out whose browser this is.
@@ -219,6 +267,7 @@ func (v *visit) begin(r auth.SessionRequest) error {
 	if v.cookie(visitCookie) != "" {
 		v.setCookie(visitCookie, "", -1)
 	}
+	v.setProviderCookie("") // of an earlier sign-in; finishProvider sets the new one
 	v.session, v.user, v.browser = s, r.User, "session "+s.ID
 	return nil
 }

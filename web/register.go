@@ -157,4 +157,5 @@ func (v *visit) deny(l *tailnet.Login) error {
 // donePage is what done.html shows.
 type donePage struct {
 	Text, Next, NextText string
+	Other, OtherText     string // a second way to go; empty: none
 }

@@ -154,7 +154,17 @@ func (v *visit) signOut() error {
 	if err := v.end(); err != nil {
 		return err
 	}
-	return v.render(http.StatusOK, "done", view{Title: "Signed out", Page: donePage{Text: "You have signed out in this browser.", Next: "/login", NextText: "Sign in again"}})
+	done := donePage{Text: "You have signed out in this browser.", Next: "/login", NextText: "Sign in again"}
+	// At the provider nobody is signed out without being asked: that ends the sign-ins elsewhere, too.
+	provider, idToken, _ := strings.Cut(v.providerCookie(), " ")
+	if provider != "" && v.h.o.Providers != nil {
+		if to, name := v.h.o.Providers.SignOutURL(provider, idToken); to != "" {
+			done.Text += " At " + name + " you are still signed in."
+			done.Other, done.OtherText = to, "Sign out at "+name+", too"
+		}
+	}
+	v.setProviderCookie("")
+	return v.render(http.StatusOK, "done", view{Title: "Signed out", Page: done})
 }
 
 // passkeyAnswer is what our script posts.
@@ -244,6 +254,7 @@ func (v *visit) finishProvider() error {
 	if err := v.begin(auth.SessionRequest{User: in.User, Method: in.Method, NodesEnd: in.NodeExpiry}); err != nil {
 		return err
 	}
+	v.setProviderCookie(in.Provider + " " + in.IDToken)
 	v.redirect(place(in.Flow.ReturnTo))
 	return nil
 }

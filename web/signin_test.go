@@ -375,8 +375,9 @@ func TestCookies(t *testing.T) {
 
 // provider is an identity provider of which only the seam is real.
 type provider struct {
-	flow Flow
-	user *tailnet.User
+	flow    Flow
+	user    *tailnet.User
+	idToken string
 }
 
 func (p *provider) Providers() []Provider {
@@ -395,7 +396,49 @@ func (p *provider) Finish(_ context.Context, r *http.Request) (*SignedIn, error)
 	if _, err := r.Cookie("begun"); err != nil {
 		return nil, tailnet.Errorf(tailnet.Invalid, "this sign-in was not started in this browser")
 	}
-	return &SignedIn{User: p.user, Flow: p.flow, Method: "Dex", Cookies: []*http.Cookie{{Name: "begun", MaxAge: -1}}}, nil
+	return &SignedIn{User: p.user, Flow: p.flow, Method: "Dex", Cookies: []*http.Cookie{{Name: "begun", MaxAge: -1}}, Provider: "dex", IDToken: p.idToken}, nil
+}
+
+func (p *provider) SignOutURL(provider, idToken string) (string, string) {
+	if provider != "dex" {
+		return "", ""
+	}
+	return "https://dex.example/end?" + url.Values{"id_token_hint": {idToken}}.Encode(), "Dex"
+}
+
+// Who has come by TLS shall not come without, from then on; where there is none, nobody is told so.
+func TestTransportSecurity(t *testing.T) {
+	for url, want := range map[string]string{"https://vpn.example.com": transportSecurity, "http://vpn.example.com": ""} {
+		s := newSite(t, func(o *Options) { o.ServerURL = url })
+		if got := s.browser().get("/login").Header.Get("Strict-Transport-Security"); got != want {
+			t.Errorf("%s: %q", url, got)
+		}
+	}
+}
+
+// Signing out here offers to sign out at the provider, with what that has said; nobody is sent there unasked.
+func TestProviderSignOut(t *testing.T) {
+	p := &provider{idToken: "a.b.c"}
+	s := newSite(t, func(o *Options) { o.Providers = p })
+	p.user = s.user("dora", tailnet.RoleMember, "")
+	b := s.browser()
+	signOut := func(want ...string) {
+		t.Helper()
+		b.get("/login/with/dex?to=/account").wants(t, 200, "signed in just now with Dex")
+		b.submit("/account", "/logout").wants(t, 200, append(want, "You have signed out in this browser.")...)
+	}
+	signOut("At Dex you are still signed in.", `href="https://dex.example/end?id_token_hint=a.b.c"`, "Sign out at Dex, too")
+	p.idToken = strings.Repeat("x", 4000)
+	signOut(`href="https://dex.example/end?id_token_hint="`) // too long for a cookie
+
+	// Whoever has not come by a provider, and a cookie that is not ours, are nothing to ask about.
+	password := "correct horse battery"
+	u := s.user("emil", tailnet.RoleMember, password)
+	b.get("/login")
+	b.submit("/login", "/login", "name", u.Name, "password", password, "to", "/account").wants(t, 200, "emil")
+	if a := b.submit("/account", "/logout"); strings.Contains(a.body, "Dex") {
+		t.Errorf("a provider that emil has not used:\n%s", a.body)
+	}
 }
 
 // A sign-in with a provider leads to the question, not past it, and whoever comes by it is a member like others.

@@ -63,6 +63,9 @@ type SignedIn struct {
 	Method     string    // what the provider is called, for the list of sessions
 	NodeExpiry time.Time // when nodes end that join by this sign-in, in place of the tailnet's rule; zero: by that rule
 	Cookies    []*http.Cookie
+
+	Provider string // its id
+	IDToken  string // what the provider has said, for SignOutURL; empty: nothing
 }
 
 // Providers lets people sign in elsewhere. The errors are *tailnet.Error with a sentence for the person.
@@ -73,6 +76,8 @@ type Providers interface {
 	Begin(ctx context.Context, provider string, f Flow) (redirect string, cookie *http.Cookie, err error)
 	// Finish is called with the request that comes back, at CallbackPath or below.
 	Finish(ctx context.Context, r *http.Request) (*SignedIn, error)
+	// SignOutURL is where somebody signs out at a provider, and what that is called; empty if that is not possible there.
+	SignOutURL(provider, idToken string) (url, name string)
 }
 
 // CallbackPath is where providers send browsers back to.
@@ -143,7 +148,7 @@ func (h *Handler) pages() []page {
 
 // ServeHTTP answers for everything below Paths, and "/".
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	setHeaders(w.Header())
+	setHeaders(w.Header(), h.https)
 	if _, pattern := h.mux.Handler(r); pattern == "" {
 		v := &visit{h: h, w: w, r: r}
 		v.fail(tailnet.Errorf(tailnet.NotFound, "there is nothing at this address"))

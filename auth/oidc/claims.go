@@ -244,7 +244,8 @@ func (p *provider) admits(id *Identity) error {
 }
 
 // LogoutURL is where to send a person who signs out here, so that it is signed out at the provider as well; empty if the provider
-// offers nothing of the kind. back is a path on this server (OpenID Connect RP-Initiated Logout 1.0).
+// offers nothing of the kind. back is a path on this server, which must be registered at the provider for this; empty: the provider's own
+// page is the end (OpenID Connect RP-Initiated Logout 1.0).
 func (m *Manager) LogoutURL(id Identity, back string) string {
 	p := m.provider(id.Provider)
 	if p == nil {
@@ -264,7 +265,9 @@ func (m *Manager) LogoutURL(id Identity, back string) string {
 	q.Set("client_id", p.o.ClientID)
 	if id.IDToken != "" {
 		q.Set("id_token_hint", id.IDToken)
-		q.Set("post_logout_redirect_uri", m.o.ServerURL+localPath(back))
+		if back != "" {
+			q.Set("post_logout_redirect_uri", m.o.ServerURL+localPath(back))
+		}
 	}
 	u.RawQuery = q.Encode()
 	return u.String()

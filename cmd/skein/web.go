@@ -79,8 +79,17 @@ func (p *providers) Finish(ctx context.Context, r *http.Request) (*web.SignedIn,
 	}
 	return &web.SignedIn{
 		User: in.User, Flow: web.Flow{Kind: in.Flow.Kind, LoginID: in.Flow.LoginID, ReturnTo: in.Flow.ReturnTo}, Method: method,
-		NodeExpiry: in.NodeExpiry, Cookies: []*http.Cookie{in.Cookie},
+		NodeExpiry: in.NodeExpiry, Cookies: []*http.Cookie{in.Cookie}, Provider: in.Identity.Provider, IDToken: in.Identity.IDToken,
 	}, nil
+}
+
+func (p *providers) SignOutURL(provider, idToken string) (url, name string) {
+	for _, o := range p.m.Providers() {
+		if o.ID == provider {
+			return p.m.LogoutURL(oidc.Identity{Provider: provider, IDToken: idToken}, ""), o.Name
+		}
+	}
+	return "", ""
 }
 
 // webNodes lets the pages change nodes by the API, so that there is one implementation.
