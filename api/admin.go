@@ -73,7 +73,7 @@ func (s *server) adminOperations() []operation {
 func withAccounts[In, Out any](s *server, do func(*http.Request, *In) (*Out, error)) func(*http.Request, *In) (*Out, error) {
 	return func(r *http.Request, in *In) (*Out, error) {
 		if s.Accounts == nil {
-			return nil, tailnet.Errorf(tailnet.Unavailable, "nobody can sign in on the pages of this server")
+			return nil, tailnet.Errorf(tailnet.Unavailable, "nobody can sign in on the pages of this server: they are switched off (web.enabled in its configuration)")
 		}
 		return do(r, in)
 	}

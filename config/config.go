@@ -76,6 +76,8 @@ type Config struct {
 	// TrustedProxies are the addresses whose X-Forwarded-For and the like are believed. Empty: nobody's.
 	TrustedProxies []netip.Prefix `key:"trusted_proxies"`
 
+	Web Web `key:"web"`
+
 	OIDC OIDC `key:"oidc"`
 
 	Node Node `key:"node"`
@@ -170,6 +172,13 @@ type Backup struct {
 
 	// PassphrasePath is a file whose first line encrypts them, in the format of age. Empty: they are not encrypted.
 	PassphrasePath string `key:"passphrase_path" path:"true"`
+}
+
+// Web is the pages that people open in a browser.
+type Web struct {
+	// Enabled lets people sign in there. Off, the addresses that clients print lead to pages that show the command for the server's
+	// terminal, and nothing else is there.
+	Enabled bool `key:"enabled"`
 }
 
 // Database is where everything is kept.
@@ -389,6 +398,7 @@ func Default() *Config {
 		Backup:                Backup{Every: Duration(24 * time.Hour), Keep: 7},
 		TLSFallbackListenAddr: ":443",
 		DNS:                   DNS{MagicDNS: true, BaseDomain: "skein.internal"},
+		Web:                   Web{Enabled: true},
 		OIDC:                  OIDC{OIDCProvider: defaultOIDC()},
 		Node:                  Node{Ephemeral: Ephemeral{InactivityTimeout: Duration(30 * time.Minute)}},
 		Routes:                Routes{FailoverAfter: Duration(3 * time.Second), RestartGrace: Duration(30 * time.Second)},

@@ -139,6 +139,9 @@ func (k *checker) oidc() {
 	} else {
 		k.oidcProvider("oidc.", "", &o.OIDCProvider)
 	}
+	if len(o.All()) > 0 && !k.c.Web.Enabled {
+		k.fault("web.enabled", "false: the sign-in with a provider (oidc) needs the pages; take one of them out")
+	}
 	if o.OnlyStartIfOIDCIsAvailable && len(o.All()) == 0 {
 		k.fault("oidc.only_start_if_oidc_is_available", "true, but there is no provider: want oidc.issuer, or false")
 	}

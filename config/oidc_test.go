@@ -20,6 +20,7 @@ func TestOIDCFaults(t *testing.T) {
 		{"no issuer", "oidc: {client_id: a}\n", "config.yaml:1: oidc.client_id: is set, but oidc.issuer is not"},
 		{"issuer", "oidc: {client_id: a, issuer: login.example.com}\n", "oidc.issuer: \"login.example.com\": want the address"},
 		{"well-known", "oidc: {client_id: a, issuer: \"https://a/.well-known/openid-configuration\"}\n", "without /.well-known"},
+		{"no pages", "web: {enabled: false}\n" + ok, "config.yaml:1: web.enabled: false: the sign-in with a provider (oidc) needs the pages"},
 		{"two secrets", ok + "  client_secret: x\n  client_secret_path: y\n", "client_secret_path: is set, and client_secret as well"},
 		{"method", ok + "  client_secret: x\n  token_endpoint_auth_method: basic\n", "want client_secret_basic or client_secret_post"},
 		{"method without secret", ok + "  token_endpoint_auth_method: client_secret_post\n", "there is no client secret"},

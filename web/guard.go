@@ -186,6 +186,9 @@ var randomCookie = regexp.MustCompile(`^[A-Za-z0-9_-]{32}$`)
 
 // identify finds out whose browser this is.
 func (v *visit) identify() (err error) {
+	if v.h.o.NoSignIn {
+		return nil // nobody
+	}
 	if v.session, v.user, err = v.h.o.Accounts.Session(v.r.Context(), v.cookie(sessionCookie)); err != nil {
 		return err
 	}

@@ -94,7 +94,7 @@ func (v *visit) serveRegister() error {
 
 func (v *visit) showRegister(status int, l *tailnet.Login, faults []fault) error {
 	here := "/register/" + l.ID
-	p := registerPage{machine: v.machine(l), Login: signInPath(here), Owners: v.owners(), MayDeny: v.mayManage()}
+	p := registerPage{machine: v.machine(l), Login: v.signInPath(here), Owners: v.owners(), MayDeny: v.mayManage()}
 	title := "A machine wants to join"
 	w := view{Title: title, Faults: faults, Page: p}
 	if v.user == nil {

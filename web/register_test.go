@@ -2,6 +2,7 @@ package web
 
 import (
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"tailscale.com/tailcfg"
 
+	"github.com/skein-vpn/skein/auth"
 	"github.com/skein-vpn/skein/tailnet"
 )
 
@@ -168,4 +170,29 @@ func TestManyMachines(t *testing.T) {
 		s.waiting(&tailcfg.Hostinfo{Hostname: fmt.Sprint("m", i)})
 	}
 	s.browser().signIn("anna").get("/admin").wants(t, 200, "And 3 more")
+}
+
+// Where nobody signs in, the addresses that clients print lead to commands, and there is nothing else: not even for who has a session.
+func TestNoSignIn(t *testing.T) {
+	s := newSite(t, func(o *Options) { o.NoSignIn = true })
+	login, _ := s.waiting(&tailcfg.Hostinfo{Hostname: "laptop"})
+	b := s.browser()
+	a := b.get("/register/" + login)
+	a.wants(t, 200, "laptop", "<details open>", "skein nodes register --namespace NAME --key "+login)
+	if strings.Contains(a.body, "Sign in") || strings.Contains(a.body, "/login") {
+		t.Errorf("a way to sign in:\n%s", a.body)
+	}
+	b.get("/").wants(t, 200, "tailscale up --login-server")
+	for _, path := range []string{"/login", "/admin", "/account", "/machines/1", "/setup/x", CallbackPath} {
+		b.get(path).wants(t, 404)
+	}
+	u := s.user("dora", tailnet.RoleOwner, "")
+	secret, _, err := s.acc.BeginSession(ctx, auth.SessionRequest{User: u, Method: "password"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.header = http.Header{"Cookie": {sessionCookie + "=" + secret}}
+	if a := b.get("/register/" + login); strings.Contains(a.body, "dora") {
+		t.Errorf("an old session counts:\n%s", a.body)
+	}
 }

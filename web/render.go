@@ -257,3 +257,11 @@ func ago(now, t time.Time) string {
 
 // signInPath is the sign-in page that leads back to p.
 func signInPath(p string) string { return "/login?to=" + url.QueryEscape(place(p)) }
+
+// signInPath is signInPath, or empty where nobody can sign in.
+func (v *visit) signInPath(p string) string {
+	if v.h.o.NoSignIn {
+		return ""
+	}
+	return signInPath(p)
+}

@@ -28,7 +28,10 @@ func (h *Handler) signInPages() []page {
 }
 
 // frontPage is what front.html shows.
-type frontPage struct{ ServerURL string }
+type frontPage struct {
+	ServerURL string
+	SignIn    bool // people can
+}
 
 // serveFront is the server's bare address: a page for people, a line for curl.
 func (v *visit) serveFront() error {
@@ -37,7 +40,7 @@ func (v *visit) serveFront() error {
 		_, _ = v.w.Write([]byte("This is a Skein server. Join it with:\n\n    tailscale up --login-server " + v.h.o.ServerURL + "\n"))
 		return nil
 	}
-	return v.render(http.StatusOK, "front", view{Title: "Skein", Page: frontPage{v.h.o.ServerURL}})
+	return v.render(http.StatusOK, "front", view{Title: "Skein", Page: frontPage{v.h.o.ServerURL, !v.h.o.NoSignIn}})
 }
 
 // signInPage is what signin.html shows.

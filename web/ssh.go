@@ -79,7 +79,7 @@ func (v *visit) serveSSH() error {
 		return err
 	}
 	here := "/ssh/" + c.ID
-	p := sshPage{sshSession: v.sshSession(c), Login: signInPath(here), MayDecide: v.mayDecide(c)}
+	p := sshPage{sshSession: v.sshSession(c), Login: v.signInPath(here), MayDecide: v.mayDecide(c)}
 	w := view{Title: "An SSH session wants to begin"}
 	if v.user == nil {
 		p.Providers = v.providerLinks(here)

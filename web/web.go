@@ -97,6 +97,7 @@ type Options struct {
 	Accounts  *auth.Accounts
 	Providers Providers                      // nil: none
 	Nodes     Nodes                          // nil: nodes cannot be changed on the pages
+	NoSignIn  bool                           // nobody signs in: pages for machines and SSH sessions show commands alone, others are not there
 	ServerURL string                         // as people reach the server, without a slash at its end
 	Secret    []byte                         // the same at all servers of the tailnet
 	Remote    func(*http.Request) netip.Addr // where a request comes from
@@ -143,6 +144,11 @@ func New(o Options) *Handler {
 }
 
 func (h *Handler) pages() []page {
+	if h.o.NoSignIn {
+		return []page{
+			{path: "/{$}", get: (*visit).serveFront}, {path: "/register/{id}", get: (*visit).serveRegister}, {path: "/ssh/{id}", get: (*visit).serveSSH},
+		}
+	}
 	return slices.Concat(h.signInPages(), h.registerPages(), h.sshPages(), h.adminPages(), h.accountPages())
 }
 

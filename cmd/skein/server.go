@@ -537,6 +537,9 @@ func (s *server) serve(context.Context) error {
 func (s *server) apiOptions() api.Options {
 	o := api.Options{State: s.state, Auth: s.auth, Accounts: s.accounts, Webhooks: s.hooks, Events: s.events, Now: s.clock.Now, Version: version(), Health: s.health.check, About: s.about, Netmap: s.nodeMap, Cluster: s.clusterStatus(), Log: s.log}
 	o.SignIn = len(s.cfg.OIDC.All()) > 0
+	if !s.cfg.Web.Enabled {
+		o.Accounts = nil
+	}
 	if s.cfg.Policy.FromFile() {
 		o.PolicyFile = s.cfg.Policy.Path
 	}

@@ -29,7 +29,8 @@ func (s *server) openWeb(context.Context) error {
 	s.accounts = auth.NewAccounts(auth.AccountsOptions{State: s.state, Store: s.db, ServerURL: url, Secret: secret, Leads: s.leads, Now: s.clock.Now, Log: s.log})
 	inside := s.apiOptions()
 	s.pages = web.New(web.Options{
-		State: s.state, Auth: s.auth, Accounts: s.accounts, Providers: &providers{s.oidc}, Nodes: &webNodes{api.NewLocalClient(api.NewServer(inside))}, ServerURL: url, Secret: secret, Now: s.clock.Now, Log: s.log,
+		NoSignIn: !s.cfg.Web.Enabled,
+		State:    s.state, Auth: s.auth, Accounts: s.accounts, Providers: &providers{s.oidc}, Nodes: &webNodes{api.NewLocalClient(api.NewServer(inside))}, ServerURL: url, Secret: secret, Now: s.clock.Now, Log: s.log,
 		Remote: func(r *http.Request) netip.Addr { return remote.Addr(r, s.cfg.TrustedProxies) },
 	})
 	return nil
@@ -42,6 +43,9 @@ func (s *server) secret(purpose string) ([]byte, error) {
 
 // greetAdmin prints a one-time link if nobody can sign in as an administrator yet.
 func (s *server) greetAdmin(ctx context.Context, w io.Writer) {
+	if !s.cfg.Web.Enabled {
+		return
+	}
 	url, l, err := s.accounts.FirstLink(ctx)
 	switch {
 	case err != nil:
