@@ -104,8 +104,9 @@ func (c *cli) apiKeysList() *cobra.Command {
 				return err
 			}
 			t := &table{
-				head: []string{"Prefix", "User", "Scopes", "Expiration", "Created", "Last used", "Usable", "Description"},
-				hint: "There are no API keys. Make one: skein apikeys create",
+				head:  []string{"Prefix", "User", "Scopes", "Expiration", "Created", "Last used", "Usable", "Description"},
+				spare: []string{"Created", "Last used", "User"},
+				hint:  "There are no API keys. Make one: skein apikeys create",
 			}
 			for _, k := range keys {
 				t.add(k.Prefix, k.Namespace(), strings.Join(k.Scopes, ", "), clock(k.Expiration, "never"), clock(k.CreatedAt, ""),

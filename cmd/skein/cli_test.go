@@ -13,8 +13,11 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/user"
 	"path"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -155,6 +158,27 @@ func (a *admin) setOnline(name string, online bool) error {
 	})
 }
 
+// random are parts of what is printed that are different each time.
+var random = []struct {
+	is   *regexp.Regexp
+	same string
+}{
+	{regexp.MustCompile(`tskey-(\w+)-\w+`), "tskey-$1-ID"},
+	{regexp.MustCompile(`\b(k[0-9A-Za-z]{10,}|w[0-9A-Z]{10,})\b`), "ID"},
+	{regexp.MustCompile(`[0-9a-f]{64}`), "HEX"},
+}
+
+// sameAgain is text without what is different each time, whoever runs the test.
+func sameAgain(text string) string {
+	for _, r := range random {
+		text = r.is.ReplaceAllString(text, r.same)
+	}
+	if u, err := user.Current(); err == nil {
+		text = strings.ReplaceAll(text, u.Username, "ME")
+	}
+	return text
+}
+
 type adminKey struct{}
 
 func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(**admin) }
@@ -170,6 +194,8 @@ func adminOf(ts *testscript.TestScript) *admin { return *ts.Value(adminKey{}).(*
 //	headscale DIR                                        files of a headscale server with one user and one node
 //	hold FILE                                            open a database as a running server does
 //	sql FILE STATEMENT                                   change a SQLite database
+//	formats NAME ARGS...                                  run skein, which must succeed, in all formats; what it prints, with what differs
+//	                                                      from run to run made the same, is in NAME.out
 //	keep VAR                                             what was printed last, without the newline, as $VAR
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -253,6 +279,18 @@ func TestScripts(t *testing.T) {
 				d, err := db.Open(context.Background(), db.Options{Path: ts.MkAbs(args[0])})
 				ts.Check(err)
 				ts.Defer(func() { d.Close() })
+			},
+			"formats": func(ts *testscript.TestScript, _ bool, args []string) {
+				var b strings.Builder
+				for _, f := range []string{"table", "json", "json-line", "yaml"} {
+					argv := args[1:]
+					if f != "table" {
+						argv = append(slices.Clone(argv), "-o", f)
+					}
+					ts.Check(ts.Exec("skein", argv...))
+					fmt.Fprintf(&b, "# %s\n%s", f, ts.ReadFile("stdout"))
+				}
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]+".out"), []byte(sameAgain(b.String())), 0o600))
 			},
 			"keep": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))

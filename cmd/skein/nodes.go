@@ -22,8 +22,9 @@ func newNodesCommand(c *cli) *cobra.Command {
 
 func nodesTable(nodes ...*api.Node) *table {
 	t := &table{
-		head: []string{"ID", "Hostname", "Name", "NodeKey", "Namespace", "IP addresses", "Ephemeral", "Last seen", "Online", "Expired"},
-		hint: "There are no nodes yet. On a machine: tailscale up --login-server URL; without a person: skein preauthkeys create",
+		head:  []string{"ID", "Hostname", "Name", "NodeKey", "Namespace", "IP addresses", "Ephemeral", "Last seen", "Online", "Expired"},
+		spare: []string{"Ephemeral", "NodeKey", "Hostname", "Expired", "Last seen"},
+		hint:  "There are no nodes yet. On a machine: tailscale up --login-server URL; without a person: skein preauthkeys create",
 	}
 	for _, n := range nodes {
 		online := "offline"

@@ -83,8 +83,9 @@ func (c *cli) oauthClientsList() *cobra.Command {
 				return err
 			}
 			t := &table{
-				head: []string{"ID", "Kind", "Scopes", "Tags", "Issuer", "Created", "Last used", "Usable", "Description"},
-				hint: "There are no OAuth clients. Make one: skein oauth-clients create --scopes SCOPES",
+				head:  []string{"ID", "Kind", "Scopes", "Tags", "Issuer", "Created", "Last used", "Usable", "Description"},
+				spare: []string{"Created", "Kind", "Issuer", "Last used"},
+				hint:  "There are no OAuth clients. Make one: skein oauth-clients create --scopes SCOPES",
 			}
 			for _, k := range clients {
 				t.add(k.ID, k.Kind, strings.Join(k.Scopes, ", "), strings.Join(k.Tags, ", "), k.Issuer, clock(k.CreatedAt, ""),

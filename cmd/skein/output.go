@@ -30,9 +30,10 @@ func (c *cli) checkOutput() error {
 
 // table is what people read. It is printed as `A | B`, one row a line.
 type table struct {
-	head []string
-	rows [][]string
-	hint string // what to do next if there are no rows; told on a terminal only
+	head  []string
+	rows  [][]string
+	hint  string   // what to do next if there are no rows; told on a terminal only
+	spare []string // columns that are left out where the terminal is too narrow, the first one first
 }
 
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
@@ -49,12 +50,12 @@ func (c *cli) printTable(t *table) error {
 	w := bufio.NewWriter(c.out)
 	tty := isTerminal(c.out)
 	var widths []int
+	var left []string
 	if tty {
-		widths = make([]int, len(t.head))
-		for _, row := range append([][]string{t.head}, t.rows...) {
-			for i, cell := range row {
-				widths[i] = max(widths[i], displayWidth(printable(cell)))
-			}
+		widths = t.widths()
+		if columns, _, err := term.GetSize(int(c.out.(*os.File).Fd())); err == nil && columns > 0 {
+			left = t.fit(widths, columns)
+			widths = slices.DeleteFunc(widths, func(n int) bool { return n == 0 })
 		}
 	}
 	bold, plain := "", ""
@@ -71,23 +72,109 @@ func (c *cli) printTable(t *table) error {
 	if len(t.rows) == 0 && t.hint != "" && tty {
 		fmt.Fprintln(c.errOut, t.hint)
 	}
+	if len(left) > 0 && len(t.rows) > 0 {
+		fmt.Fprintf(c.errOut, "(Without room for %s; -o json shows everything.)\n", strings.Join(left, ", "))
+	}
 	return nil
 }
 
-// joinCells is one line of a table; with widths, all cells but the last are padded.
+// separator stands between cells.
+const separator = " | "
+
+// narrowest is how narrow a column may become before the terminal has to break lines.
+const narrowest = 6
+
+// widths are how wide the columns want to be.
+func (t *table) widths() []int {
+	out := make([]int, len(t.head))
+	for _, row := range append([][]string{t.head}, t.rows...) {
+		for i, cell := range row {
+			out[i] = max(out[i], displayWidth(printable(cell)))
+		}
+	}
+	return out
+}
+
+// fit makes the table fit into columns: it leaves out spare columns, whose widths become 0, and returns their names; if that does not
+// do, the widest ones become narrower.
+func (t *table) fit(widths []int, columns int) (left []string) {
+	total := func() int {
+		n := -len(separator)
+		for _, w := range widths {
+			if w > 0 {
+				n += w + len(separator)
+			}
+		}
+		return n
+	}
+	drop := make([]bool, len(widths))
+	for _, name := range t.spare {
+		if i := slices.Index(t.head, name); i >= 0 && total() > columns {
+			widths[i], drop[i] = 0, true
+			left = append(left, name)
+		}
+	}
+	for total() > columns {
+		widest := 0
+		for i := range widths {
+			if widths[i] > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= narrowest {
+			break
+		}
+		widths[widest]--
+	}
+	keep := func(row []string) []string {
+		var out []string
+		for i, cell := range row {
+			if !drop[i] {
+				out = append(out, cell)
+			}
+		}
+		return out
+	}
+	if len(left) > 0 {
+		t.head = keep(t.head)
+		for i := range t.rows {
+			t.rows[i] = keep(t.rows[i])
+		}
+	}
+	return left
+}
+
+// joinCells is one line of a table; with widths, cells that are too long are cut, and all but the last are padded.
 func joinCells(cells []string, widths []int) string {
 	var b strings.Builder
 	for i, cell := range cells {
 		if i > 0 {
-			b.WriteString(" | ")
+			b.WriteString(separator)
 		}
 		cell = printable(cell)
+		if widths != nil {
+			cell = cutTo(cell, widths[i])
+		}
 		b.WriteString(cell)
 		if widths != nil && i < len(cells)-1 {
 			b.WriteString(strings.Repeat(" ", widths[i]-displayWidth(cell)))
 		}
 	}
 	return b.String()
+}
+
+// cutTo is s if it takes no more than width columns, or else its beginning with a mark.
+func cutTo(s string, width int) string {
+	if displayWidth(s) <= width {
+		return s
+	}
+	n := 0
+	for i, r := range s {
+		if n += displayWidth(string(r)); n > width-1 {
+			return s[:i] + "…"
+		}
+	}
+	return s
 }
 
 // printable is s without anything that could move a terminal's cursor or turn its text around.

@@ -94,8 +94,9 @@ func (c *cli) keysList() *cobra.Command {
 				return err
 			}
 			t := &table{
-				head: []string{"ID", "Key", "Namespace", "Tags", "Reusable", "Ephemeral", "Pre-approved", "Used", "Expiration", "Created", "Usable"},
-				hint: "There are no pre-auth keys. Make one: skein preauthkeys create -n NAMESPACE",
+				head:  []string{"ID", "Key", "Namespace", "Tags", "Reusable", "Ephemeral", "Pre-approved", "Used", "Expiration", "Created", "Usable"},
+				spare: []string{"Pre-approved", "Created", "Ephemeral", "Used", "Reusable"},
+				hint:  "There are no pre-auth keys. Make one: skein preauthkeys create -n NAMESPACE",
 			}
 			for _, k := range keys {
 				t.add(k.ID.String(), k.Key, k.Namespace(), strings.Join(k.ACLTags, ", "), fmt.Sprint(k.Reusable), fmt.Sprint(k.Ephemeral), fmt.Sprint(k.Preapproved),

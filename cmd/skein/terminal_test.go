@@ -19,11 +19,22 @@ import (
 // onTerminal runs skein on a terminal where somebody types, and returns what is shown and the exit code.
 func onTerminal(t *testing.T, typed string, args ...string) (string, int) {
 	t.Helper()
+	return onTerminalOf(t, nil, typed, args...)
+}
+
+// onTerminalOf is onTerminal on one of a size; nil or zero: it has none.
+func onTerminalOf(t *testing.T, size *pty.Winsize, typed string, args ...string) (string, int) {
+	t.Helper()
 	master, tty, err := pty.Open()
 	if err != nil {
 		t.Skipf("no terminals here: %v", err)
 	}
 	defer master.Close()
+	if size != nil {
+		if err := pty.Setsize(tty, size); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// Without the echo, which the kernel puts anywhere between what the program writes.
 	mode, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
 	if err != nil {

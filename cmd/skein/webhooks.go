@@ -88,8 +88,9 @@ Never sent, because there is no occasion: ` + strings.Join(webhook.NeverSent(), 
 
 func webhooksTable(hooks ...*api.Webhook) *table {
 	t := &table{
-		head: []string{"ID", "URL", "Provider", "Events", "Sent", "Dropped", "Last success", "Last error"},
-		hint: "There are no webhooks. Make one: skein webhooks create URL --events EVENTS",
+		head:  []string{"ID", "URL", "Provider", "Events", "Sent", "Dropped", "Last success", "Last error"},
+		spare: []string{"Dropped", "Sent", "Provider"},
+		hint:  "There are no webhooks. Make one: skein webhooks create URL --events EVENTS",
 	}
 	for _, h := range hooks {
 		t.add(h.ID, h.URL, h.Provider, strings.Join(h.Events, ", "), fmt.Sprint(h.Sent), fmt.Sprint(h.Dropped), clock(h.LastOK, "never"), h.LastError)
