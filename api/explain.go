@@ -24,8 +24,8 @@ const maxLine = 200
 
 type (
 	// ExplainRequest asks whether Src may reach Dst. Src is a node (as everywhere), a user, "user:NAME" where a node has
-	// the same name, a tag, a group or an autogroup; all but a node stand for their nodes. Dst is one of these, or an address behind a router
-	// or exit node, with ":PORT" behind it or not; with an IPv6 address, "[ADDRESS]:PORT".
+	// the same name, a tag, a group or an autogroup; all but a node stand for their nodes. Dst is one of these, a service (svc:NAME), or an
+	// address behind a router or exit node, with ":PORT" behind it or not; with an IPv6 address, "[ADDRESS]:PORT".
 	ExplainRequest struct {
 		Src   Ref `json:"src,omitempty" query:"src" example:"homeds"`
 		Dst   Ref `json:"dst,omitempty" query:"dst" example:"vm:22"`
@@ -182,7 +182,7 @@ func splitPort(s string) (name string, port uint16, err error) {
 	if i >= 0 {
 		prefix = s[:i]
 	}
-	if i < 0 || prefix == "tag" || prefix == "user" || prefix == "group" || prefix == "autogroup" {
+	if i < 0 || prefix == "tag" || prefix == "user" || prefix == "group" || prefix == "autogroup" || prefix == "svc" {
 		return s, 0, nil
 	}
 	port, err = parsePort(s[i+1:])
@@ -299,6 +299,13 @@ func (q *question) destinations(name string) (out []destination, err error) {
 		}
 		return []destination{{q.sn.NodeByAddr(a), []netip.Addr{a}}}, nil
 	}
+	if strings.HasPrefix(name, tailnet.ServicePrefix) {
+		v := q.sn.Service(name)
+		if v == nil {
+			return nil, tailnet.Errorf(tailnet.NotFound, "there is no service %q", clip(name))
+		}
+		return []destination{{nil, v.Addrs()}}, nil
+	}
 	nodes, err := nodesNamed(q.sn, name, "destination")
 	for _, n := range nodes {
 		out = append(out, destination{n, q.sn.Policy.AddrsOf(n.Node)})
@@ -383,6 +390,9 @@ func (q *question) ask(x *Explanation, src *state.Node, dst netip.Addr) {
 	if x.Dst.Node == 0 && len(x.Through) == 0 {
 		x.Allowed, x.Rules = false, []PolicyRule{}
 		x.Why = fmt.Sprintf("no node has the address %s and no approved route leads there", dst)
+		if v := q.sn.ServiceByAddr(dst); v != nil {
+			x.Why = fmt.Sprintf("no node that is approved for it hosts the service %s", v.Name)
+		}
 	}
 }
 

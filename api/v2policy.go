@@ -285,7 +285,10 @@ func v2MatchOf(text string, ref policy.RuleRef) (*v2Match, error) {
 		}
 	}
 	i, err := strconv.Atoi(index)
-	if err != nil || i < 0 || i >= len(rules) {
+	if err != nil {
+		return nil, err // labels are ours
+	}
+	if i >= len(rules) {
 		return m, nil
 	}
 	rule := rules[i]

@@ -40,18 +40,15 @@ var errNoStream = errors.New("the node has no map session")
 
 // c2n sends req to the node and returns the status of its answer. The error is ctx's if the node does not answer.
 func (s *Server) c2n(ctx context.Context, id tailnet.NodeID, req string) (status int, err error) {
-	resp, err := s.call(ctx, id, req)
-	if err != nil {
-		return 0, err
-	}
-	return resp.StatusCode, nil
+	status, _, err = s.call(ctx, id, req)
+	return status, err
 }
 
-// call sends req to the node and returns its answer, whose body is in memory. The error is ctx's if the node does not answer.
-func (s *Server) call(ctx context.Context, id tailnet.NodeID, req string) (*http.Response, error) {
+// call is c2n with the body of the answer, or as much of it as has come.
+func (s *Server) call(ctx context.Context, id tailnet.NodeID, req string) (status int, body []byte, err error) {
 	n := s.o.State.Snapshot().Node(id)
 	if n == nil {
-		return nil, errNoStream
+		return 0, nil, errNoStream
 	}
 	p := &pending{machine: n.MachineKey, answer: make(chan *http.Response, 1)}
 	token := rand.Text() // a fresh URL each time: clients drop repetitions (controlclient.Auto)
@@ -67,20 +64,21 @@ func (s *Server) call(ctx context.Context, id tailnet.NodeID, req string) (*http
 	ms := s.sessions[id]
 	s.mu.Unlock()
 	if ms == nil {
-		return nil, errNoStream
+		return 0, nil, errNoStream
 	}
 	call := s.pingRequest(token, "c2n")
 	call.Payload = []byte(req)
 	select {
 	case ms.pings <- call:
 	default:
-		return nil, fmt.Errorf("the last call to node %d has not been sent yet", id)
+		return 0, nil, fmt.Errorf("the last call to node %d has not been sent yet", id)
 	}
 	select {
 	case resp := <-p.answer:
-		return resp, nil
+		body, _ := io.ReadAll(resp.Body) // from memory
+		return resp.StatusCode, body, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return 0, nil, ctx.Err()
 	}
 }
 

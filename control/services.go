@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -154,16 +153,12 @@ const getServices = "GET /vip-services HTTP/1.1\r\nHost: c2n\r\n\r\n"
 func (s *Server) fetchOffers(ctx context.Context, id tailnet.NodeID) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	resp, err := s.call(ctx, id, getServices)
+	status, b, err := s.call(ctx, id, getServices)
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("it answered with status %d", resp.StatusCode)
-	}
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
+	if status != http.StatusOK {
+		return fmt.Errorf("it answered with status %d", status)
 	}
 	var list tailcfg.C2NVIPServicesResponse
 	if err := json.NewDecoder(bytes.NewReader(b)).Decode(&list); err != nil {

@@ -64,7 +64,7 @@ func TestServices(t *testing.T) {
 	}
 	n := newNet(t, lab.EasyNAT, lab.ServerOptions{Env: []string{"SKEIN_POLICY_PATH=" + file}})
 	n.srv.Skein("namespaces", "create", "guest")
-	mac := n.join(n.Mac)
+	n.join(n.Mac)
 	nas := n.join(n.NAS, "--advertise-tags=tag:web")
 	vm := n.join(n.Cloud, "--advertise-tags=tag:web")
 	guestHost := n.Office.Host("guest-laptop", "10.8.99.46")
@@ -120,6 +120,20 @@ func TestServices(t *testing.T) {
 	n.answers(t, n.Mac, v4, n.NAS.Name())
 	n.measured("service answers from the other host after drain", time.Since(begin))
 
+	// Back again it stands by, until the other one is cut off.
+	vm.MustCLI("serve", "advertise", "svc:web")
+	n.waitHost(t, "web", vmName, func(h *api.ServiceHost) bool { return h.Active && !h.Carries })
+	n.answers(t, n.Mac, v4, n.NAS.Name())
+	begin = time.Now()
+	n.NAS.CutCable()
+	n.answers(t, n.Mac, v4, n.Cloud.Name())
+	took := time.Since(begin)
+	n.measured("service answers after a cut cable", took)
+	if took > 15*time.Second {
+		t.Errorf("it took %v until the other host had taken over", took)
+	}
+	n.NAS.PlugCable()
+
 	// Where the policy does not, an administrator decides; and may take it back.
 	n.srv.Skein("services", "set", "wiki", "--ports", "tcp:80")
 	wiki := netip.MustParseAddr(n.service(t, "wiki").Addresses[0])
@@ -143,5 +157,4 @@ func TestServices(t *testing.T) {
 		addrs, err2 := n.Mac.Lookup(web.DNSName)
 		return err != nil && err2 != nil, fmt.Sprint(body, addrs)
 	})
-	_ = mac
 }

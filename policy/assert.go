@@ -69,6 +69,8 @@ type actor struct {
 	node  *entry     // that has addr
 	nodes []*entry   // of the user or the tag
 	attrs map[string]string
+
+	service string // of a service, whose address addr is then, if there is such a service
 }
 
 // actors are who w names. Tests may name more than one by a group or an autogroup of users.
@@ -117,6 +119,19 @@ func (c *Compiled) actors(w string) ([]actor, error) {
 		return []actor{a}, nil
 	}
 	return nil, fmt.Errorf("%q cannot be tested: want a user, a group, a tag, a host or an address", clip(w))
+}
+
+// destinationActors are who w names as a destination, which services can be, too.
+func (c *Compiled) destinationActors(w string) ([]actor, error) {
+	t, err := c.rules.policy.target(w)
+	if err != nil || t.kind != kindService {
+		return c.actors(w)
+	}
+	a := actor{name: w, service: t.name}
+	if addrs := c.rules.opts.Services[t.name]; len(addrs) > 0 {
+		a.addr = addrs[0]
+	}
+	return []actor{a}, nil
 }
 
 // userActor is the user with this login, who need not be known yet.
@@ -216,6 +231,10 @@ func (c *Compiled) covers(ts []target, a actor, some bool) bool {
 			}
 		case kindAddr:
 			if a.within(t.nets, some) {
+				return true
+			}
+		case kindService:
+			if a.service == t.name || a.addr.IsValid() && slices.Contains(c.rules.opts.Services[t.name], a.addr) {
 				return true
 			}
 		default:
@@ -365,7 +384,7 @@ func (c *Compiled) testDst(s string, protos []int) ([]actor, uint16, error) {
 	if err != nil || n == 0 && !portless {
 		return nil, 0, fmt.Errorf("port %q: a test is about a single port, 1 to 65535", clip(port))
 	}
-	dsts, err := c.actors(host)
+	dsts, err := c.destinationActors(host)
 	if err == nil && len(dsts) == 0 {
 		err = fmt.Errorf("%q is nobody", clip(host))
 	}
