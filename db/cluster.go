@@ -38,9 +38,10 @@ func (d *DB) Time(ctx context.Context) (time.Time, error) {
 	return time.UnixMicro(micro).UTC(), nil
 }
 
-// Beat says that the server is there; it is entered if it is not known yet.
+// Beat says that the server is there; it is entered if it is not known yet. It is durable, so that a primary that has lost its standby
+// takes it from nobody.
 func (d *DB) Beat(ctx context.Context, s tailnet.Server) error {
-	return d.transact(ctx, soft, func(tx *gorm.DB) error {
+	return d.transact(ctx, durable, func(tx *gorm.DB) error {
 		return tx.Exec("INSERT INTO servers (id, name, info, clock_skew, started, beat) VALUES (?, ?, ?, ?, "+d.clock()+", "+d.clock()+") "+
 			"ON CONFLICT (id) DO UPDATE SET name = excluded.name, info = excluded.info, clock_skew = excluded.clock_skew, beat = excluded.beat",
 			s.ID, s.Name, s.Info, s.Skew.Milliseconds()).Error

@@ -50,6 +50,9 @@ func (d *DB) Commit(ctx context.Context, id tailnet.ID, known tailnet.Rev, ch *t
 	if err != nil {
 		return 0, d.explainCommit(ctx, c, err)
 	}
+	if d.pg != nil {
+		d.pg.tips.saw(id, c.rev, c.revision.CommitID)
+	}
 	return c.rev, nil
 }
 
@@ -58,6 +61,7 @@ type commit struct {
 	id    tailnet.ID
 	known tailnet.Rev
 	rev   tailnet.Rev // known+1
+	base  string      // by which commit we know known; empty: not known
 	ch    *tailnet.Changes
 	park  bool // first move rows that will be put out of each other's way
 
@@ -78,7 +82,7 @@ func (d *DB) prepare(id tailnet.ID, known tailnet.Rev, ch *tailnet.Changes) (*co
 	if at.IsZero() {
 		at = d.now()
 	}
-	c := &commit{id: id, known: known, rev: known + 1, ch: ch, at: formatTime(at)}
+	c := &commit{id: id, known: known, rev: known + 1, base: d.pgTip(id, known), ch: ch, at: formatTime(at)}
 	var errs [9]error
 	c.nodes, errs[0] = makeRows(id, ch.PutNodes, makeNodeRow)
 	c.users, errs[1] = makeRows(id, ch.PutUsers, makeUserRow)
@@ -157,6 +161,13 @@ func (c *commit) run(tx *gorm.DB) error {
 // tailnet's row is locked from here on.
 func (c *commit) advance(tx *gorm.DB) error {
 	var res *gorm.DB
+	if c.base != "" {
+		if at, err := commitOf(tx, c.id, c.known); err != nil {
+			return err
+		} else if at != nil && *at != c.base {
+			return tailnet.ErrConflict
+		}
+	}
 	if t := c.ch.Tailnet; t != nil {
 		res = tx.Exec("UPDATE tailnets SET rev = ?, name = ?, settings = ?, last_node_id = ?, last_user_id = ?, last_pre_auth_key_id = ?, last_policy_id = ? WHERE id = ? AND rev = ?",
 			c.rev, t.Name, c.settings, t.LastNodeID, t.LastUserID, t.LastPreAuthKeyID, t.LastPolicyID, c.id, c.known)

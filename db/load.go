@@ -17,8 +17,10 @@ import (
 func (d *DB) Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error) {
 	var c *tailnet.Contents
 	err := d.readAtOnce(ctx, func(tx *gorm.DB) (err error) {
-		c, err = load(tx, id)
-		return err
+		if c, err = load(tx, id); err != nil {
+			return err
+		}
+		return d.sawTip(tx, id, c.Rev)
 	})
 	if err != nil {
 		return nil, err

@@ -46,7 +46,8 @@ type postgres struct {
 	pool    *sql.DB
 	config  *pgx.ConnConfig // of a connection outside the pool
 	silence atomic.Int64    // nanoseconds
-	hung    atomic.Int64    // when a connection last gave no answer, in nanoseconds since 1970: older ones are not to be trusted
+	tips    tips
+	hung    atomic.Int64 // when a connection last gave no answer, in nanoseconds since 1970: older ones are not to be trusted
 }
 
 // openPostgres opens the database at url and brings its schema up to date; several servers may do so at once.
@@ -247,12 +248,13 @@ func (d *DB) oncePostgres(ctx context.Context, deadline time.Time, how durabilit
 
 // settle finds out what became of a commit whose connection broke: nil if it is there, errNotThere if it is not and never will
 // be, ErrConflict if another one took its place. The old transaction, if it still runs, holds the tailnet's row; so once we
-// have that row its fate is sealed.
+// have that row its fate is sealed. And it is durable: a commit that waited for a standby is in the database, for all to see, once nobody
+// waits any more; it counts only when the standby has it.
 func (d *DB) settle(ctx context.Context, c *commit) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settlePatience)
 	defer cancel()
 	for {
-		err := d.transactPostgres(ctx, soft, func(tx *gorm.DB) error {
+		err := d.transactPostgres(ctx, durable, func(tx *gorm.DB) error {
 			var rev int64
 			if err := tx.Raw("SELECT rev FROM tailnets WHERE id = ? FOR UPDATE", c.id).Row().Scan(&rev); err != nil {
 				return err

@@ -20,8 +20,13 @@ const maxStep = 500
 func (d *DB) Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, presence int64) (*tailnet.Step, error) {
 	var s *tailnet.Step
 	err := d.readAtOnce(ctx, func(tx *gorm.DB) (err error) {
-		s, err = since(tx, id, known, presence)
-		return err
+		if same, err := d.sameHistory(tx, id, known); err != nil || !same {
+			return cmp.Or(err, error(tailnet.ErrGap))
+		}
+		if s, err = since(tx, id, known, presence); err != nil || s.Rev == known {
+			return err
+		}
+		return d.sawTip(tx, id, s.Rev)
 	})
 	if err != nil {
 		return nil, err
@@ -55,6 +60,9 @@ func since(tx *gorm.DB, id tailnet.ID, known tailnet.Rev, presence int64) (*tail
 	seq, err := presenceSeq(tx, id)
 	if err != nil || seq == presence {
 		return s, err
+	}
+	if seq < presence { // a standby that lacks the last
+		return nil, tailnet.ErrGap
 	}
 	s.PresenceSeq = seq
 	var online []presenceRow

@@ -295,6 +295,56 @@ func TestClusterUpgrade(t *testing.T) {
 	c.prove()
 }
 
+// The database and one server are cut off from all others, among them the database's standby, which takes over. What is asked of that
+// server is not acknowledged, because the standby does not have it; so the server steps aside.
+func TestClusterSplit(t *testing.T) {
+	c := newServers(t, serversOptions{standby: true})
+	a, b, g := c.join(0, "alpha"), c.join(1, "beta"), c.join(2, "gamma")
+	c.load()
+	direct(a, b)
+	beat := a.Host.Beat(b.IP4())
+	lonely := c.s[2]
+	sides := func(do func(*lab.Host, *lab.Host)) {
+		for _, in := range []*lab.Host{c.dbHost, lonely.Host} {
+			for _, out := range []*lab.Host{c.s[0].Host, c.s[1].Host, c.standby.Host} {
+				do(in, out)
+				do(out, in)
+			}
+		}
+	}
+	sides(func(from, to *lab.Host) { from.Ignore(to.Addr()) })
+	begin := time.Now()
+	c.standby.Promote()
+	asked := make(chan lab.Result, 1)
+	go func() { asked <- lonely.Try("namespaces", "create", "nobody-has-heard-of-it") }()
+	c.Wait(patient, "the lonely server says that it is not well", func() (bool, string) {
+		text, err := lonely.Host.Get(2*time.Second, "http://127.0.0.1:8080/key?v=130")
+		return err != nil, text
+	})
+	c.measured("a server on the lost side of the database has stepped aside", time.Since(begin))
+	c.follows(0, "alpha", b, g)
+	c.measured("all clients follow the other side", time.Since(begin))
+	if r := <-asked; r.Err == nil {
+		t.Errorf("a change was acknowledged that only the lost side of the database has: %v", r)
+	}
+	c.online(1, "alpha", "beta", "gamma")
+
+	c.db.Kill() // as whatever promotes a standby has to see to
+	sides(func(from, to *lab.Host) { from.Heed(to.Addr()) })
+	begin = time.Now()
+	c.Wait(patient, "the lonely server is well again", func() (bool, string) {
+		_, err := lonely.Host.Get(2*time.Second, "http://127.0.0.1:8080/health")
+		return err == nil, fmt.Sprint(err)
+	})
+	c.measured("it is back", time.Since(begin))
+	c.follows(2, "alpha", b, g)
+	if list := lonely.Skein("namespaces", "list"); strings.Contains(list, "nobody-has-heard-of-it") {
+		t.Errorf("the lost side has left its mark:\n%s", list)
+	}
+	c.steady(beat)
+	c.prove()
+}
+
 // The host of the database is gone, and its standby takes over.
 func TestClusterStandby(t *testing.T) {
 	c := newServers(t, serversOptions{standby: true, env: []string{"SKEIN_CLUSTER_STEP_ASIDE_AFTER=30s"}})
