@@ -21,7 +21,7 @@ func (d *DB) Since(ctx context.Context, id tailnet.ID, known tailnet.Rev, presen
 	var s *tailnet.Step
 	err := d.readAtOnce(ctx, func(tx *gorm.DB) (err error) {
 		if same, err := d.sameHistory(tx, id, known); err != nil || !same {
-			return cmp.Or(err, error(tailnet.ErrGap))
+			return cmp.Or(err, tailnet.ErrGap)
 		}
 		if s, err = since(tx, id, known, presence); err != nil || s.Rev == known {
 			return err
