@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -127,6 +130,43 @@ func (c *cli) completeSSHChecks(cmd *cobra.Command, args []string, _ string) ([]
 		}
 		return out, err
 	})
+}
+
+// policyTag is a tag that a policy names.
+var policyTag = regexp.MustCompile(`"(tag:[A-Za-z0-9-]+)"`)
+
+// completeTags suggests the tags that nodes have and the policy names, for the last part of a list with commas.
+func (c *cli) completeTags(cmd *cobra.Command, _ []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	before := toComplete[:strings.LastIndex(toComplete, ",")+1]
+	return c.complete(cmd, func(ctx context.Context, cl *api.Client) (out []cobra.Completion, err error) {
+		var tags []string
+		nodes, err := cl.ListNodes(ctx, api.NodeFilter{})
+		for _, n := range nodes {
+			tags = append(tags, n.Tags...)
+		}
+		if p, err := cl.Policy(ctx); err == nil {
+			for _, m := range policyTag.FindAllStringSubmatch(p.Text, -1) {
+				tags = append(tags, m[1])
+			}
+		}
+		slices.Sort(tags)
+		for _, t := range slices.Compact(tags) {
+			if !slices.Contains(strings.Split(before, ","), t) {
+				out = append(out, before+t)
+			}
+		}
+		return out, err
+	})
+}
+
+// completeTagFlags lets all flags of cmd, and of those below it, that take tags suggest them.
+func (c *cli) completeTagFlags(cmd *cobra.Command) {
+	if cmd.Flags().Lookup("tags") != nil {
+		must(cmd.RegisterFlagCompletionFunc("tags", c.completeTags))
+	}
+	for _, sub := range cmd.Commands() {
+		c.completeTagFlags(sub)
+	}
 }
 
 // completeRoutes suggests the routes of the node that the command line names already.

@@ -139,6 +139,7 @@ func (c *cli) printDiagnosis(d *diagnosis) error {
 func (c *cli) examine(ctx context.Context, d *doctor) error {
 	elsewhere := c.server != "" || os.Getenv(envServer) != "" && c.socket == "" && c.dataDir == ""
 	if !elsewhere {
+		c.besideSocket()
 		c.examineConfig(d)
 		d.examineFiles()
 	}
@@ -157,6 +158,17 @@ func (c *cli) examine(ctx context.Context, d *doctor) error {
 	d.examineURL(ctx)
 	d.examineRelays(ctx)
 	return nil
+}
+
+// besideSocket takes the folder of a socket that was named, and nothing else, for the data folder, where sockets are by default.
+func (c *cli) besideSocket() {
+	socket := c.socket
+	if socket == "" {
+		socket = os.Getenv(envSocket)
+	}
+	if c.config == "" && c.dataDir == "" && filepath.Base(socket) == socketName {
+		c.dataDir, c.socket = filepath.Dir(socket), socket
+	}
 }
 
 // examineConfig looks at the configuration that a server on this machine would use.

@@ -46,6 +46,7 @@ sign in by an identity provider get theirs by themselves.`,
 	"namespaces list":    `Show all namespaces with their roles.`,
 	"namespaces rename":  `Give a namespace another name. Its nodes stay; a policy that names it must be changed as well.`,
 	"namespaces restore": `Take a suspension back: the namespace's nodes take part again at once.`,
+	"namespaces show":    `Show everything about one namespace. "skein nodes list -n NAME" shows its nodes.`,
 	"namespaces suspend": `Cut the nodes of a namespace off from all others at once, and let nobody join or sign in for it, until "skein namespaces restore".`,
 	"nodes": `Machines that have joined. A node is named by its id, its name, an address, or its stable id; an id wins over a name that looks like
 one.`,

@@ -160,6 +160,7 @@ machine as a user who may open the socket, or from anywhere with --server and an
 		}
 	}
 	explain(root)
+	c.completeTagFlags(root)
 	c.watch(root)
 	return root
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skein-vpn/skein/api"
+	"github.com/skein-vpn/skein/tailnet"
 )
 
 func newNamespacesCommand(c *cli) *cobra.Command {
@@ -20,6 +21,7 @@ func newNamespacesCommand(c *cli) *cobra.Command {
 		c.namespacesDo("approve", "Let a namespace take part whose owner has signed in and waits for it", "takes part now", (*api.Client).ApproveUser),
 		c.namespacesDo("suspend", "Cut the nodes of a namespace off, and let none join, until it is restored", "is suspended: its nodes are cut off", (*api.Client).SuspendUser),
 		c.namespacesDo("restore", "Let a suspended namespace take part again", "takes part again", (*api.Client).RestoreUser),
+		c.namespacesShow(),
 		c.namespacesDelete())
 }
 
@@ -64,6 +66,47 @@ func (c *cli) namespacesCreate() *cobra.Command {
 	cmd.Flags().StringVar(&req.DisplayName, "display-name", "", "`NAME` that people are shown")
 	cmd.Flags().StringVar(&req.Email, "email", "", "mail `ADDRESS`, which clients show as the account")
 	return cmd
+}
+
+func (c *cli) namespacesShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Aliases: []string{"get"}, Short: "Show all about one namespace",
+		Example: "  skein namespaces show junyao",
+		Args:    wantArgs("NAME"), ValidArgsFunction: c.completeNamespaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			users, err := cl.ListUsers(cmd.Context(), api.UserFilter{})
+			if err != nil {
+				return err
+			}
+			var found *api.User
+			for _, u := range users {
+				if u.ID.String() == args[0] {
+					found = u // an id wins over a name that looks like one
+					break
+				}
+				if u.Name == strings.ToLower(args[0]) {
+					found = u
+				}
+			}
+			if found == nil {
+				return tailnet.Errorf(tailnet.NotFound, "there is no namespace %q", args[0])
+			}
+			t := &table{head: []string{"Field", "Value"}}
+			for _, f := range [][2]string{
+				{"ID", found.ID.String()}, {"Name", found.Name}, {"Display name", found.DisplayName}, {"Email", found.Email}, {"Role", found.Role}, {"Status", found.Status},
+				{"Provider", found.Provider}, {"Created", clock(found.CreatedAt, "")},
+			} {
+				if f[1] != "" {
+					t.add(f[0], f[1])
+				}
+			}
+			return c.print(found, t)
+		},
+	}
 }
 
 func (c *cli) namespacesList() *cobra.Command {
