@@ -89,17 +89,21 @@ administrator. Scopes are ` + strings.Join(auth.Scopes(), ", ") + `.`,
 }
 
 func (c *cli) apiKeysList() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show all keys",
-		Long:    "Show all keys, ended ones among them. Of a key only its prefix is known; it names the key in other commands.",
-		Example: "  skein apikeys list",
+	var f api.APIKeyFilter
+	var namespace string
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show all keys, or some",
+		Long: `Show all keys, ended ones among them, or those that are all that the flags say. Of a key only its prefix is known; it names the
+key in other commands.`,
+		Example: "  skein apikeys list\n  skein apikeys list --state expired",
 		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client()
 			if err != nil {
 				return err
 			}
-			keys, err := cl.ListAPIKeys(cmd.Context(), api.APIKeyFilter{})
+			f.User = api.Ref(namespace)
+			keys, err := cl.ListAPIKeys(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
@@ -112,9 +116,12 @@ func (c *cli) apiKeysList() *cobra.Command {
 				t.add(k.Prefix, k.Namespace(), strings.Join(k.Scopes, ", "), clock(k.Expiration, "never"), clock(k.CreatedAt, ""),
 					clock(k.LastSeen, "never"), yesNo(k.Usable), k.Description)
 			}
-			return c.print(keys, t)
+			return c.print(keys, filtered(cmd, t))
 		},
 	}
+	choiceFlag(cmd, &f.State, "state", "only keys in this `STATE`", []string{"usable", "expired", "revoked"})
+	c.addNamespaceFlag(cmd, &namespace, "only the keys of this `NAMESPACE`")
+	return cmd
 }
 
 // apiKeyEnd is a command that ends one key.

@@ -110,22 +110,26 @@ func (c *cli) namespacesShow() *cobra.Command {
 }
 
 func (c *cli) namespacesList() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "Show all namespaces",
-		Example: "  skein namespaces list",
+	var f api.UserFilter
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "Show all namespaces, or some",
+		Example: "  skein namespaces list\n  skein namespaces list --status needs-approval",
 		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client()
 			if err != nil {
 				return err
 			}
-			users, err := cl.ListUsers(cmd.Context(), api.UserFilter{})
+			users, err := cl.ListUsers(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
-			return c.print(users, namespacesTable(users...))
+			return c.print(users, filtered(cmd, namespacesTable(users...)))
 		},
 	}
+	choiceFlag(cmd, &f.Role, "role", "only namespaces with this `ROLE`", api.Roles)
+	choiceFlag(cmd, &f.Status, "status", "only namespaces with this `STATUS`", []string{"active", "needs-approval", "suspended"})
+	return cmd
 }
 
 func (c *cli) namespacesRename() *cobra.Command {

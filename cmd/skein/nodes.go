@@ -92,14 +92,17 @@ func (c *cli) addNamespaceFlag(cmd *cobra.Command, to *string, what string) {
 }
 
 func (c *cli) nodesList() *cobra.Command {
+	var f api.NodeFilter
 	var namespace string
 	var waiting bool
 	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "Show all nodes, or those of a namespace",
-		Long: `Show all nodes, or those of a namespace. If some wait for approval, of themselves or of their namespace, or belong to a
-suspended namespace, there is a column that says so.`,
+		Use: "list", Aliases: []string{"ls"}, Short: "Show all nodes, or some",
+		Long: `Show all nodes, or those that are all that the flags say. If some wait for approval, of themselves or of their namespace, or
+belong to a suspended namespace, there is a column that says so.`,
 		Example: `  skein nodes list
   skein nodes list -n junyao -o json
+  skein nodes list --tag tag:ci --online
+  skein nodes list --online=false --os windows
   skein nodes list --waiting            # who waits for: skein nodes approve`,
 		Args: wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -107,17 +110,28 @@ suspended namespace, there is a column that says so.`,
 			if err != nil {
 				return err
 			}
-			nodes, err := cl.ListNodes(cmd.Context(), api.NodeFilter{User: api.Ref(namespace)})
+			if f.User = api.Ref(namespace); waiting {
+				f.Status = "needs-approval"
+			}
+			nodes, err := cl.ListNodes(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
-			if waiting {
-				nodes = slices.DeleteFunc(nodes, func(n *api.Node) bool { return n.Status != "needs-approval" })
-			}
-			return c.print(nodes, nodesTable(nodes...))
+			return c.print(nodes, filtered(cmd, nodesTable(nodes...)))
 		},
 	}
+	cmd.Flags().StringSliceVar(&f.Tags, "tag", nil, "only nodes with one of these `TAG`s")
+	yesNoFlag(cmd, &f.Online, "online", "only nodes that are online, or with --online=false those that are not")
+	yesNoFlag(cmd, &f.Expired, "expired", "only nodes whose key has ended, or with --expired=false has not")
+	yesNoFlag(cmd, &f.Ephemeral, "ephemeral", "only ephemeral nodes, or with --ephemeral=false others")
+	cmd.Flags().StringVar(&f.OS, "os", "", "only nodes with this `SYSTEM`, such as linux")
+	cmd.Flags().StringVar(&f.Name, "name", "", "only nodes with this `TEXT` in their name")
+	choiceFlag(cmd, &f.Status, "status", "only nodes with this `STATUS`", api.NodeStatuses)
+	must(cmd.RegisterFlagCompletionFunc("tag", cobra.NoFileCompletions))
+	must(cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions))
+	must(cmd.RegisterFlagCompletionFunc("os", cobra.FixedCompletions([]string{"linux", "windows", "macOS", "iOS", "android"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.Flags().BoolVar(&waiting, "waiting", false, "only the nodes that wait for approval")
+	cmd.MarkFlagsMutuallyExclusive("waiting", "status")
 	c.addNamespaceFlag(cmd, &namespace, "only the nodes of this `NAMESPACE`")
 	return cmd
 }

@@ -69,8 +69,9 @@ signed, such as a CI job's. Then its id is printed, which is the client id.`,
 }
 
 func (c *cli) oauthClientsList() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show all clients",
+	var f api.OAuthClientFilter
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show all clients, or some",
 		Example: "  skein oauth-clients list",
 		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,7 +79,7 @@ func (c *cli) oauthClientsList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			clients, err := cl.ListOAuthClients(cmd.Context(), api.OAuthClientFilter{})
+			clients, err := cl.ListOAuthClients(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
@@ -91,9 +92,12 @@ func (c *cli) oauthClientsList() *cobra.Command {
 				t.add(k.ID, k.Kind, strings.Join(k.Scopes, ", "), strings.Join(k.Tags, ", "), k.Issuer, clock(k.CreatedAt, ""),
 					clock(k.LastSeen, "never"), yesNo(k.Usable), k.Description)
 			}
-			return c.print(clients, t)
+			return c.print(clients, filtered(cmd, t))
 		},
 	}
+	choiceFlag(cmd, &f.Kind, "kind", "only clients of this `KIND`", []string{"client", "federated"})
+	choiceFlag(cmd, &f.State, "state", "only clients in this `STATE`", []string{"usable", "expired", "revoked"})
+	return cmd
 }
 
 // oauthClientEnd is a command that ends one client.

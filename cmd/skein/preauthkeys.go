@@ -78,18 +78,20 @@ The nodes that join with a key with tags belong to the tags; then no namespace i
 }
 
 func (c *cli) keysList() *cobra.Command {
+	var f api.PreAuthKeyFilter
 	var namespace string
 	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show all keys, or those of a namespace",
-		Long:    "Show all keys, or those of a namespace. Of a key only its beginning is known.",
-		Example: "  skein preauthkeys list -n junyao",
+		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show all keys, or some",
+		Long:    "Show all keys, or those that are all that the flags say. Of a key only its beginning is known.",
+		Example: "  skein preauthkeys list -n junyao\n  skein preauthkeys list --state usable",
 		Args:    wantArgs(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client()
 			if err != nil {
 				return err
 			}
-			keys, err := cl.ListPreAuthKeys(cmd.Context(), api.PreAuthKeyFilter{User: api.Ref(namespace)})
+			f.User = api.Ref(namespace)
+			keys, err := cl.ListPreAuthKeys(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
@@ -102,9 +104,12 @@ func (c *cli) keysList() *cobra.Command {
 				t.add(k.ID.String(), k.Key, k.Namespace(), strings.Join(k.ACLTags, ", "), fmt.Sprint(k.Reusable), fmt.Sprint(k.Ephemeral), fmt.Sprint(k.Preapproved),
 					fmt.Sprint(k.Used), clock(k.Expiration, "never"), clock(k.CreatedAt, ""), yesNo(k.Usable))
 			}
-			return c.print(keys, t)
+			return c.print(keys, filtered(cmd, t))
 		},
 	}
+	cmd.Flags().StringSliceVar(&f.Tags, "tag", nil, "only keys that give one of these `TAG`s")
+	must(cmd.RegisterFlagCompletionFunc("tag", cobra.NoFileCompletions))
+	choiceFlag(cmd, &f.State, "state", "only keys in this `STATE`", []string{"usable", "used", "expired", "revoked"})
 	c.addNamespaceFlag(cmd, &namespace, "only the keys of this `NAMESPACE`")
 	return cmd
 }

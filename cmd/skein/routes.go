@@ -49,40 +49,50 @@ func allRoutesTable(routes []*api.Route) *table {
 	return t
 }
 
-// listRoutes prints the routes of a node, or of all if node is empty.
-func (c *cli) listRoutes(cmd *cobra.Command, node api.Ref) error {
+// listRoutes prints the routes that f chooses.
+func (c *cli) listRoutes(cmd *cobra.Command, f api.RouteFilter) error {
 	cl, err := c.client()
 	if err != nil {
 		return err
 	}
-	routes, err := cl.ListRoutes(cmd.Context(), api.RouteFilter{Node: node})
+	routes, err := cl.ListRoutes(cmd.Context(), f)
 	if err != nil {
 		return err
 	}
-	if node == "" {
-		return c.print(routes, allRoutesTable(routes))
+	if f.Node == "" {
+		return c.print(routes, filtered(cmd, allRoutesTable(routes)))
 	}
 	return c.print(routes, routesTable(routes))
 }
 
 func (c *cli) routesList() *cobra.Command {
+	var f api.RouteFilter
 	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show the routes of all nodes, or of one",
+		Use: "list", Aliases: []string{"ls", "show"}, Short: "Show the routes of all nodes, or of one, or some",
 		Example: `  skein routes list
-  skein routes list -i homeds`,
+  skein routes list -i homeds
+  skein routes list --enabled=false     # what waits: skein routes enable
+  skein routes list --prefix 10.8.3.4   # through which routes an address is reached`,
 		ValidArgsFunction: c.completeNodes,
 	}
 	node := c.addNodeFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 && !cmd.Flags().Changed("identifier") {
-			return c.listRoutes(cmd, "")
+			return c.listRoutes(cmd, f)
 		}
 		ref, err := node.only(cmd, args)
 		if err != nil {
 			return err
 		}
-		return c.listRoutes(cmd, ref)
+		f.Node = ref
+		return c.listRoutes(cmd, f)
 	}
+	yesNoFlag(cmd, &f.Enabled, "enabled", "only routes that are enabled, or with --enabled=false those that are not")
+	yesNoFlag(cmd, &f.Advertised, "advertised", "only routes that their node offers, or with --advertised=false does not")
+	yesNoFlag(cmd, &f.Primary, "primary", "only routes that their node carries now, or with --primary=false does not")
+	yesNoFlag(cmd, &f.Exit, "exit", "only routes of exit nodes, or with --exit=false others")
+	cmd.Flags().StringVar(&f.Prefix, "prefix", "", "only this `PREFIX`, or of an address those that it lies in")
+	must(cmd.RegisterFlagCompletionFunc("prefix", cobra.NoFileCompletions))
 	return cmd
 }
 
