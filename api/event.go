@@ -144,6 +144,10 @@ func eventsOfEntry(e *tailnet.AuditEntry) []*Event {
 		return nil
 	case "node.key_expiring":
 		return []*Event{event("node.expiring", "the key of node %s ends in a day", e.Target)}
+	case "node.ip_forwarding_off":
+		return []*Event{event("node.misconfigured", "node %s offers routes, but IP forwarding is off there", e.Target)}
+	case "node.ip_forwarding_on":
+		return []*Event{event("node.configured", "node %s forwards packets again", e.Target)}
 	case "user.update":
 		return []*Event{userEvent(e, event)}
 	case "settings.update":

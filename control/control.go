@@ -97,14 +97,15 @@ type Server struct {
 
 	counters Counters
 
-	mu       sync.Mutex
-	sessions map[tailnet.NodeID]*mapSession      // guarded by mu: the stream of each node, one at a time
-	offline  map[tailnet.NodeID]*time.Timer      // guarded by mu: nodes whose stream has ended just now
-	gone     map[key.MachinePublic]chan struct{} // guarded by mu: streams of nodes that do not exist, closed by a newer one
-	closed   bool                                // guarded by mu
-	era      context.Context                     // guarded by mu: of the connections; ends when the server steps aside
-	endEra   context.CancelFunc                  // guarded by mu
-	expected map[tailnet.NodeID]bool             // guarded by mu: had a session when the server stepped aside; nil while it serves
+	mu         sync.Mutex
+	sessions   map[tailnet.NodeID]*mapSession      // guarded by mu: the stream of each node, one at a time
+	forwarding map[tailnet.NodeID]bool             // guarded by mu: routers of which it is known whether they said that they forward no packets
+	offline    map[tailnet.NodeID]*time.Timer      // guarded by mu: nodes whose stream has ended just now
+	gone       map[key.MachinePublic]chan struct{} // guarded by mu: streams of nodes that do not exist, closed by a newer one
+	closed     bool                                // guarded by mu
+	era        context.Context                     // guarded by mu: of the connections; ends when the server steps aside
+	endEra     context.CancelFunc                  // guarded by mu
+	expected   map[tailnet.NodeID]bool             // guarded by mu: had a session when the server stepped aside; nil while it serves
 }
 
 // New returns a Server that runs until Close.
@@ -122,7 +123,7 @@ func New(o Options) *Server {
 		o.Log = slog.Default()
 	}
 	s := &Server{
-		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(), announced: newAnnouncements(), turns: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		o: o, log: o.Log, limits: newLimiter(o.Limits), pings: newPings(), announced: newAnnouncements(), forwarding: map[tailnet.NodeID]bool{}, turns: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		sessions: map[tailnet.NodeID]*mapSession{}, offline: map[tailnet.NodeID]*time.Timer{},
 		gone: map[key.MachinePublic]chan struct{}{},
 	}

@@ -43,6 +43,7 @@ func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
 	v.Node = n.ID
 	switch {
 	case req.Stream:
+		s.noteForwarding(r.Context(), n.ID, &req)
 		s.serveStream(w, r, n, v)
 	case req.ReadOnly:
 		if err := s.hold(r.Context(), s.limits.maps, n.ID, nil); err != nil {
@@ -55,6 +56,7 @@ func (s *Server) serveMap(w http.ResponseWriter, r *http.Request) {
 		}
 	default:
 		s.serveLite(w, r, n.ID, &req)
+		s.noteForwarding(r.Context(), n.ID, &req)
 	}
 }
 

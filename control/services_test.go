@@ -111,3 +111,55 @@ func TestServicesAreFetched(t *testing.T) {
 	}
 	ts.must(<-done)
 }
+
+// A router that forwards no packets is written down when it begins to say so, once whatever else happens, and when it does again.
+func TestForwardingIsNoted(t *testing.T) {
+	ts := newServer(t, nil)
+	a := ts.joined("alpha")
+	id := a.id()
+	report := func(off bool, routes ...string) {
+		t.Helper()
+		r := a.lite()
+		for _, p := range routes {
+			r.Hostinfo.RoutableIPs = append(r.Hostinfo.RoutableIPs, netip.MustParsePrefix(p))
+		}
+		if off {
+			r.DebugFlags = []string{"warn-router-unhealthy", forwardingOff}
+		}
+		a.report(r)
+	}
+	logged := func() (out string) {
+		es, err := ts.auth.AuditLog(ts.ctx, tailnet.AuditQuery{Target: "node:" + id.String(), After: &tailnet.AuditPos{}})
+		ts.must(err)
+		for _, e := range es {
+			if e.Action == actionForwardingOff || e.Action == actionForwardingOn {
+				out += e.Action[len("node.ip_forwarding_"):] + string(e.After) + " "
+			}
+		}
+		return out
+	}
+	report(true) // no router
+	report(false, "10.0.0.0/8")
+	if got := logged(); got != "" {
+		t.Errorf("at first: %s", got)
+	}
+	report(true, "10.0.0.0/8")
+	report(true, "10.0.0.0/8", "0.0.0.0/0")
+	const off = `off{"subnets":true,"exitNode":false} `
+	if got := logged(); got != off {
+		t.Errorf("off: %s", got)
+	}
+	ts.control.mu.Lock() // as after a start
+	clear(ts.control.forwarding)
+	ts.control.mu.Unlock()
+	report(true, "10.0.0.0/8")
+	if got := logged(); got != off {
+		t.Errorf("after a start: %s", got)
+	}
+	report(false, "10.0.0.0/8")
+	report(false, "10.0.0.0/8")
+	report(true, "0.0.0.0/0", "::/0")
+	if got, want := logged(), off+`onnull `+`off{"subnets":false,"exitNode":true} `; got != want && got != off+`on `+`off{"subnets":false,"exitNode":true} ` {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

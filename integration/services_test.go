@@ -158,3 +158,17 @@ func TestServices(t *testing.T) {
 		return err != nil && err2 != nil, fmt.Sprint(body, addrs)
 	})
 }
+
+// A router whose system forwards no packets says so, and the audit log, which webhooks are made of, has it.
+func TestForwardingOff(t *testing.T) {
+	n := newNet(t, lab.EasyNAT, lab.ServerOptions{})
+	n.join(n.Cloud, "--advertise-exit-node")
+	noted := func(action string) {
+		t.Helper()
+		n.Wait(patient, action+" is in the audit log", func() (bool, string) {
+			out := n.srv.Skein("audit", "list", "--action", action, "-o", "json")
+			return strings.Contains(out, strings.ToLower(n.Cloud.Name())), out
+		})
+	}
+	noted("node.ip_forwarding_off")
+}

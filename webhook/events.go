@@ -28,9 +28,8 @@ var categories = map[string][]string{
 	"categoryDeviceMisconfigurations": {"subnetIPForwardingNotEnabled", "exitNodeIPForwardingNotEnabled"},
 }
 
-// neverSent are events that Skein knows the names of and has no occasion for: there is no Tailnet Lock, and clients do not tell the
-// server about IP forwarding.
-var neverSent = []string{"nodeSigned", "nodeNeedsSignature", "subnetIPForwardingNotEnabled", "exitNodeIPForwardingNotEnabled"}
+// neverSent are events that Skein knows the names of and has no occasion for: there is no Tailnet Lock.
+var neverSent = []string{"nodeSigned", "nodeNeedsSignature"}
 
 // EventTypes are all that a webhook can subscribe to, sorted.
 func EventTypes() []string {
@@ -57,6 +56,8 @@ func eventsOf(e *tailnet.AuditEntry, name, serverURL string) []Event {
 		Status   string `json:"status"`
 		Role     string `json:"role"`
 		Name     string `json:"name"`
+		Subnets  bool   `json:"subnets"`
+		ExitNode bool   `json:"exitNode"`
 	}
 	_ = json.Unmarshal(e.Before, &before) // entries of other kinds have other fields, or none
 	_ = json.Unmarshal(e.After, &after)
@@ -87,6 +88,13 @@ func eventsOf(e *tailnet.AuditEntry, name, serverURL string) []Event {
 		add("nodeKeyExpiringInOneDay", "The key of node %s expires in one day", e.Target)
 	case "node.key_expired":
 		add("nodeKeyExpired", "The key of node %s has expired", e.Target)
+	case "node.ip_forwarding_off":
+		if after.Subnets {
+			add("subnetIPForwardingNotEnabled", "Node %s offers subnet routes, but IP forwarding is off there", e.Target)
+		}
+		if after.ExitNode {
+			add("exitNodeIPForwardingNotEnabled", "Node %s offers itself as an exit node, but IP forwarding is off there", e.Target)
+		}
 	case "policy.update", "policy.reload":
 		add("policyUpdate", "The policy was changed")
 	case "user.create":
