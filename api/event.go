@@ -102,9 +102,6 @@ func (c eventChoice) wants(e *Event) bool {
 	return len(c.types) == 0 || slices.ContainsFunc(c.types, func(t string) bool { return t == e.Type || t == eventKind(e.Type) })
 }
 
-// may reports whether p may know of e, by its kind.
-func mayKnow(p *auth.Principal, typ string) bool { return p.Allow(EventKinds[eventKind(typ)]) == nil }
-
 // parseTypes reads kinds and types, separated by commas.
 func parseTypes(values []string) (out []string, err error) {
 	for _, v := range values {

@@ -29,7 +29,7 @@ func CheckFile(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return d.explain(err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var damage []string
 	for rows.Next() {
 		var line string

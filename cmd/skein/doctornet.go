@@ -365,7 +365,7 @@ func examineRelay(ctx context.Context, r *tailcfg.DERPRegion, n *tailcfg.DERPNod
 	one := *r
 	one.Nodes = []*tailcfg.DERPNode{n}
 	c := derphttp.NewRegionClient(key.NewNode(), func(string, ...any) {}, netmon.NewStatic(), func() *tailcfg.DERPRegion { return &one })
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	where := fmt.Sprintf("%s (region %d)", n.Name, r.RegionID)
 	if err := c.Connect(ctx); err != nil {
 		return finding{relayLevel(own), "relay", fmt.Sprintf("%s does not answer to clients at %s: %s", where, relayAddr(n), netError(err)),

@@ -81,7 +81,7 @@ func (c *cli) showPage(page []byte) error {
 		if err != nil {
 			return fmt.Errorf("the page cannot be shown: %w", err)
 		}
-		defer os.Remove(f.Name())
+		defer func() { _ = os.Remove(f.Name()) }()
 		_, err = f.Write(page)
 		if closed := f.Close(); err != nil || closed != nil {
 			return fmt.Errorf("the page cannot be shown: %w", err)
