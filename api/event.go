@@ -59,6 +59,7 @@ var EventKinds = map[string]string{
 	state.TargetUser:     auth.Read(auth.ScopeUsers),
 	state.TargetPolicy:   auth.Read(auth.ScopePolicy),
 	state.TargetSettings: auth.Read(auth.ScopeFeatures),
+	state.TargetService:  auth.Read(auth.ScopeServices),
 	"dns":                auth.Read(auth.ScopeDNS),
 	state.TargetAuthKey:  auth.Read(auth.ScopeAuthKeys),
 	"api_key":            auth.Read(auth.ScopeAPIKeys),
