@@ -194,8 +194,8 @@ func TestEventScopes(t *testing.T) {
 	if err := c.Events(w.ctx(), EventFilter{Types: []string{"user", "policy.updated"}}, nil); tailnet.CodeOf(err) != tailnet.Denied {
 		t.Error(err)
 	}
+	all, _ := client(auth.Read(auth.ScopeAll)) // before anybody listens, or its making would be told
 	l := w.listen(c, EventFilter{})
-	all, _ := client(auth.Read(auth.ScopeAll))
 	la := w.listen(all, EventFilter{})
 	w.node(w.user("junyao"), "homeDS", "10.0.0.0/8")
 	l.want("node.registered")
