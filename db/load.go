@@ -28,14 +28,15 @@ func (d *DB) Load(ctx context.Context, id tailnet.ID) (*tailnet.Contents, error)
 	return c, nil
 }
 
-// readAtOnce runs f in a transaction that reads everything as it was at one moment, again if the connection breaks.
+// readAtOnce runs f in a transaction that reads everything as it was at one moment, again if the connection breaks or PostgreSQL
+// asks for it.
 func (d *DB) readAtOnce(ctx context.Context, f func(tx *gorm.DB) error) error {
 	o := &sql.TxOptions{ReadOnly: true} // SQLite's transactions are of one moment by themselves
 	if d.pg != nil {
 		o.Isolation = sql.LevelRepeatableRead
 	}
 	err := d.read.WithContext(ctx).Transaction(f, o)
-	for end := time.Now().Add(readPatience); d.pg != nil && isLost(err) && ctx.Err() == nil && time.Now().Before(end); {
+	for end := time.Now().Add(readPatience); d.pg != nil && (isLost(err) || asksForRetry(err)) && ctx.Err() == nil && time.Now().Before(end); {
 		select {
 		case <-time.After(readAgain):
 		case <-ctx.Done():

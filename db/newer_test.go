@@ -1,6 +1,7 @@
 package db
 
 import (
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -59,5 +60,42 @@ func TestSchemaGrowsUnderneath(t *testing.T) {
 	c := mustLoad(t, d, 1)
 	if c.Rev != rev+1 {
 		t.Errorf("rev %d", c.Rev)
+	}
+}
+
+// TestMigrationMeetsReader has a migration and a server at work wait for each other: PostgreSQL takes the migration back, which has
+// waited for longer, and it is done all the same.
+func TestMigrationMeetsReader(t *testing.T) {
+	sqliteOnly(t)
+	d := openTest(t, pgtest.Database(t))
+	newest := migrations[len(migrations)-1].version
+	next := migration{version: newest + 1, name: "next", sql: "ALTER TABLE tailnets ADD COLUMN newer TEXT;\nALTER TABLE revisions ADD COLUMN newer TEXT"}
+	reader := d.read.Begin()
+	defer reader.Rollback()
+	if err := reader.Exec("SELECT 1 FROM revisions").Error; err != nil {
+		t.Fatal(err)
+	}
+	migrated := make(chan error)
+	go func() { migrated <- d.migratePostgres(ctx, append(slices.Clone(migrations), next)) }()
+	waiting := func() (n int) {
+		if err := d.read.Raw("SELECT count(*) FROM pg_locks WHERE NOT granted").Scan(&n).Error; err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for end := time.Now().Add(time.Minute); waiting() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the migration waits for nothing")
+		}
+	}
+	if err := reader.Exec("SELECT 1 FROM tailnets").Error; err != nil && !asksForRetry(err) {
+		t.Error(err)
+	}
+	reader.Rollback()
+	if err := <-migrated; err != nil {
+		t.Error(err)
+	}
+	if have, err := d.version(d.read); err != nil || have != next.version {
+		t.Errorf("version %d: %v", have, err)
 	}
 }

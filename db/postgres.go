@@ -38,6 +38,7 @@ const (
 	silence        = 15 * time.Second // a query that is not answered for so long has lost its connection
 	openSilence    = 10 * time.Minute // the same while the schema is made: a migration may have much to do
 	idleInTx       = 5 * time.Second  // PostgreSQL ends a transaction whose server says nothing more for so long
+	migrateTries   = 20               // how often a migration is tried again that got in the way of servers at work
 	migrateLock    = 7236531          // number of the advisory lock that one server holds while it migrates
 )
 
@@ -163,21 +164,31 @@ func (d *DB) migratePostgres(ctx context.Context, ms []migration) error {
 		if m.version <= have {
 			continue
 		}
-		err := w.Transaction(func(tx *gorm.DB) error {
-			if err := tx.Exec("SELECT pg_advisory_xact_lock(?)", migrateLock).Error; err != nil {
-				return err
-			}
-			if now, err := d.version(tx); err != nil || now >= m.version {
-				return err
-			}
-			return d.apply(tx, m)
-		})
+		err := d.migrateOnce(w, m)
+		for try := 0; asksForRetry(err) && try < migrateTries; try++ {
+			d.log.Debug("a migration is tried again", "version", m.version, "err", err)
+			err = d.migrateOnce(w, m)
+		}
 		if err != nil {
 			return fmt.Errorf("database %s: migration %d (%s): %w", d.path, m.version, m.name, err)
 		}
 		d.tellMigrated(m, have)
 	}
 	return nil
+}
+
+// migrateOnce tries one migration. Servers that work meanwhile lock the same tables in an order of their own, so one of the two may be
+// told that they wait for each other; such a migration has left nothing.
+func (d *DB) migrateOnce(w *gorm.DB, m migration) error {
+	return w.Transaction(func(tx *gorm.DB) error {
+		if err := tx.Exec("SELECT pg_advisory_xact_lock(?)", migrateLock).Error; err != nil {
+			return err
+		}
+		if now, err := d.version(tx); err != nil || now >= m.version {
+			return err
+		}
+		return d.apply(tx, m)
+	})
 }
 
 // errUnknown marks a transaction that may have been committed or not: the connection broke on COMMIT.
