@@ -143,6 +143,10 @@ type mapSession struct {
 	replaced chan struct{}             // closed when a newer stream of the node begins
 	pings    chan *tailcfg.PingRequest // one slot; what does not fit is dropped
 	place    place
+
+	newKeys []tailnet.NodeID // peers with a new key, see tryKeys
+	tries   int              // how often they were tried
+	nextTry <-chan time.Time // nil: there are none
 }
 
 func newMapSession(s *Server, w http.ResponseWriter, v netmap.Viewer, k key.NodePublic) *mapSession {
@@ -191,6 +195,8 @@ func (ms *mapSession) run(ctx context.Context) error {
 			}
 		case p := <-ms.pings:
 			err = ms.send(ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p}))
+		case <-ms.nextTry:
+			err = ms.tryAgain()
 		case <-keepAlive.C:
 			err = ms.send(netmap.KeepAlive(ms.viewer))
 			ms.s.counters.KeepAlives.Add(1)
@@ -225,9 +231,8 @@ func (ms *mapSession) follow() (goesOn, sent bool, err error) {
 	f, sent := ms.s.o.Encoder.Delta(known, next, ms.viewer)
 	if sent {
 		ms.s.counters.Deltas.Add(1)
-		if err = ms.send(f); err == nil {
-			err = ms.tryKeys(known, next)
-		}
+		err = ms.send(f)
+		ms.tryKeys(known, next)
 	}
 	ms.s.wait(ms, next, next)
 	return true, sent, err

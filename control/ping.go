@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -96,13 +97,29 @@ const newKeyPing = "new-key-"
 // few seconds of silence with some.
 const maxTries = 100
 
-// tryKeys has the client, which has just been told what happened between two snapshots, send something to the peers that use a
+// keyTries are the waits before each message of tryKeys. A client puts a peer's new key into its WireGuard device a moment after it
+// was told of it, and what it is asked to send before that moment goes to the old key and is lost.
+var keyTries = []time.Duration{250 * time.Millisecond, 750 * time.Millisecond, 2 * time.Second}
+
+// tryKeys has the client, which has just been told what happened between two snapshots, soon send something to the peers that use a
 // new key since. Only it can begin a session with them: what such a peer itself tried when it changed its key was lost, because
 // nobody knew that key, and it tries again only after five seconds (WireGuard's REKEY_TIMEOUT).
-func (ms *mapSession) tryKeys(before, now *state.Snapshot) error {
+func (ms *mapSession) tryKeys(before, now *state.Snapshot) {
 	for _, n := range before.Settled(now) {
-		self := now.Node(ms.viewer.Node)
-		if n.ID == self.ID || len(n.Addrs()) == 0 || !self.Active() || ms.s.Sessions() > maxTries || !now.Policy.SeesNode(self.Node, n.Node) {
+		if n.ID != ms.viewer.Node && !slices.Contains(ms.newKeys, n.ID) {
+			ms.newKeys = append(ms.newKeys, n.ID)
+		}
+		ms.tries, ms.nextTry = 0, time.After(keyTries[0])
+	}
+}
+
+// tryAgain is when nextTry has come.
+func (ms *mapSession) tryAgain() error {
+	now := ms.s.o.State.Snapshot()
+	self := now.Node(ms.viewer.Node)
+	for _, id := range ms.newKeys {
+		n := now.Node(id)
+		if self == nil || !self.Active() || n == nil || len(n.Addrs()) == 0 || ms.s.Sessions() > maxTries || !now.Policy.SeesNode(self.Node, n.Node) {
 			continue
 		}
 		p := ms.s.pingRequest(newKeyPing+rand.Text(), string(tailcfg.PingTSMP))
@@ -110,6 +127,11 @@ func (ms *mapSession) tryKeys(before, now *state.Snapshot) error {
 		if err := ms.send(ms.s.o.Encoder.Seal(ms.viewer, &tailcfg.MapResponse{PingRequest: p})); err != nil {
 			return err
 		}
+	}
+	if ms.tries++; ms.tries < len(keyTries) {
+		ms.nextTry = time.After(keyTries[ms.tries])
+	} else {
+		ms.newKeys, ms.nextTry = nil, nil
 	}
 	return nil
 }
