@@ -44,7 +44,7 @@ type site struct {
 	srv   *httptest.Server
 	url   string
 	nodes *fakeNodes
-	h     http.Handler
+	h     atomic.Pointer[Handler] // the pages; a browser may ask while they are made anew
 	clock atomic.Pointer[time.Time]
 }
 
@@ -106,7 +106,7 @@ func newSite(t testing.TB, edit func(*Options)) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.st.Close)
-	s.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.h.ServeHTTP(w, r) }))
+	s.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.h.Load().ServeHTTP(w, r) }))
 	t.Cleanup(s.srv.Close)
 	s.url = s.srv.URL
 	s.auth = auth.New(auth.Options{State: s.st, Store: s.db, Now: s.now, Log: log, ServerURL: s.url})
@@ -126,7 +126,7 @@ func (s *site) serve(edit func(*Options)) {
 	if edit != nil {
 		edit(&o)
 	}
-	s.h = New(o)
+	s.h.Store(New(o))
 }
 
 // user makes a user with a role, and a password if it is not empty.
