@@ -184,17 +184,18 @@ func TestEventScopes(t *testing.T) {
 		w.must(err)
 		return c, strings.Split(secret, "-")[2]
 	}
+	// All keys are made before anybody asks for events, or their making might be told.
 	nothing, _ := client(auth.Read(auth.ScopeFlowLogs))
+	c, id := client(auth.Read(auth.ScopeDevices))
+	all, _ := client(auth.Read(auth.ScopeAll))
 	for _, f := range []EventFilter{{}, {Types: []string{"node"}}} {
 		if err := nothing.Events(w.ctx(), f, nil); tailnet.CodeOf(err) != tailnet.Denied {
 			t.Errorf("%+v: %v", f, err)
 		}
 	}
-	c, id := client(auth.Read(auth.ScopeDevices))
 	if err := c.Events(w.ctx(), EventFilter{Types: []string{"user", "policy.updated"}}, nil); tailnet.CodeOf(err) != tailnet.Denied {
 		t.Error(err)
 	}
-	all, _ := client(auth.Read(auth.ScopeAll)) // before anybody listens, or its making would be told
 	l := w.listen(c, EventFilter{})
 	la := w.listen(all, EventFilter{})
 	w.node(w.user("junyao"), "homeDS", "10.0.0.0/8")
