@@ -103,13 +103,9 @@ func (s *server) listAPIKeys(r *http.Request, f *APIKeyFilter) (*APIKeyList, err
 		return nil, err
 	}
 	sn := s.State.Snapshot()
-	var owner tailnet.UserID
-	if f.User != "" {
-		u, err := findUser(sn, f.User)
-		if err != nil {
-			return nil, err
-		}
-		owner = u.ID
+	owner, err := findOwner(sn, f.User)
+	if err != nil {
+		return nil, err
 	}
 	out := &APIKeyList{APIKeys: []*APIKey{}}
 	for _, c := range sn.Credentials() {

@@ -34,6 +34,18 @@ func findUser(sn *state.Snapshot, ref Ref) (*tailnet.User, error) {
 	return nil, tailnet.Errorf(tailnet.NotFound, "there is no namespace %q", clip(string(ref)))
 }
 
+// findOwner is the id of the user that ref names; 0 for an empty ref, which chooses nobody in particular.
+func findOwner(sn *state.Snapshot, ref Ref) (tailnet.UserID, error) {
+	if ref == "" {
+		return 0, nil
+	}
+	u, err := findUser(sn, ref)
+	if err != nil {
+		return 0, err
+	}
+	return u.ID, nil
+}
+
 // findNode is the node that ref names: by id, or else by MagicDNS name, address or stable id.
 func findNode(sn *state.Snapshot, ref Ref) (*state.Node, error) {
 	if ref == "" {

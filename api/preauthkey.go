@@ -106,13 +106,9 @@ func (s *server) preAuthKeyOperations() []operation {
 
 func (s *server) listPreAuthKeys(_ *http.Request, f *PreAuthKeyFilter) (*PreAuthKeyList, error) {
 	sn, now := s.State.Snapshot(), s.Now()
-	var owner tailnet.UserID
-	if f.User != "" {
-		u, err := findUser(sn, f.User)
-		if err != nil {
-			return nil, err
-		}
-		owner = u.ID
+	owner, err := findOwner(sn, f.User)
+	if err != nil {
+		return nil, err
 	}
 	tags, err := parseTags(f.Tags)
 	if err != nil {
